@@ -1,0 +1,133 @@
+"""Checks across the sections of a configuration: every name that is used must be defined.
+
+They work on the raw mapping, so that they are reported together with the faults of single fields.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Path = tuple[str | int, ...]
+Finding = tuple[Path, str]
+
+
+def find_dangling(raw: Mapping[str, Any]) -> list[Finding]:
+    """(path, what) of every reference in `raw` that leads nowhere or contradicts another section."""
+    return [
+        *_regions(raw),
+        *_services(raw),
+        *_others(raw),
+    ]
+
+
+def _mapping(raw: Any, key: str) -> dict[str, Any]:
+    value = raw.get(key) if isinstance(raw, Mapping) else None
+    return {k: v for k, v in value.items() if isinstance(k, str)} if isinstance(value, Mapping) else {}
+
+
+def _list(raw: Any, key: str) -> list[Any]:
+    value = raw.get(key) if isinstance(raw, Mapping) else None
+    return value if isinstance(value, list) else []
+
+
+def _known(kind: str, name: Any, defined: Mapping[str, Any], path: Path) -> Iterator[Finding]:
+    if isinstance(name, str) and name not in defined:
+        have = ", ".join(sorted(defined)[:8]) or "none"
+        yield path, f"{kind} {name!r} is not defined (defined: {have}{', ...' if len(defined) > 8 else ''})"
+
+
+def _makes_regions(raw: Mapping[str, Any]) -> bool:
+    return any(isinstance(t, Mapping) and t.get("labels_as_regions") is True for t in _list(raw, "region_tables"))
+
+
+def _regions(raw: Mapping[str, Any]) -> Iterator[Finding]:
+    regions = _mapping(raw, "regions")
+    tables: dict[str, Any] = {}
+    for i, table in enumerate(_list(raw, "region_tables")):
+        name = table.get("name") if isinstance(table, Mapping) else None
+        if not isinstance(name, str):
+            continue
+        if name in tables:
+            yield ("region_tables", i, "name"), f"table {name!r} is defined twice"
+        tables[name] = table
+        if table.get("format") == "mmdb" and not table.get("label"):
+            yield ("region_tables", i, "label"), "an mmdb table needs the path of its label, such as country.iso_code"
+        if not _makes_regions(raw):
+            yield from _known("region", table.get("parent"), regions, ("region_tables", i, "parent"))
+    for name, region in regions.items():
+        if name == "world":
+            yield ("regions", name), "`world` is the built-in root of all regions: give this one another name"
+        parent = region.get("parent") if isinstance(region, Mapping) else None
+        if parent != "world" and not _makes_regions(raw):
+            yield from _known("region", parent, regions, ("regions", name, "parent"))
+        for i, entry in enumerate(_list(region, "match")):
+            table_name, colon, label = str(entry).partition(":")
+            if not colon or not label:
+                yield ("regions", name, "match", i), f"{entry!r} is not TABLE:LABEL"
+            else:
+                yield from _known("table", table_name, tables, ("regions", name, "match", i))
+        for i, text in enumerate(_list(region, "prefixes")):
+            yield from _prefix(text, ("regions", name, "prefixes", i))
+    yield from _cycles(regions)
+
+
+def _prefix(text: Any, path: Path) -> Iterator[Finding]:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        yield path, f"{text!r} is not a prefix: {error}"
+
+
+def _cycles(regions: Mapping[str, Any]) -> Iterator[Finding]:
+    for name in regions:
+        seen, at = {name}, regions[name]
+        while isinstance(at, Mapping) and isinstance(parent := at.get("parent"), str):
+            if parent == name:
+                yield ("regions", name, "parent"), f"region {name!r} is its own ancestor"
+            if parent in seen:
+                break
+            seen.add(parent)
+            at = regions.get(parent)
+
+
+def _services(raw: Mapping[str, Any]) -> Iterator[Finding]:
+    mirrors, checks, regions = _mapping(raw, "mirrors"), _mapping(raw, "checks"), _mapping(raw, "regions")
+    origins = [str(z.get("origin", "")).lower() for z in _list(raw, "zones") if isinstance(z, Mapping)]
+    for name, service in _mapping(raw, "services").items():
+        here: Path = ("services", name)
+        owner = name.lower()
+        if not any(owner == origin or owner.endswith("." + origin) or origin == "." for origin in origins):
+            yield here, f"no zone holds {name!r}: add its zone under zones"
+        members = _list(service, "mirrors")
+        for i, mirror in enumerate(members):
+            yield from _known("mirror", mirror, mirrors, (*here, "mirrors", i))
+            if mirror in members[:i]:
+                yield (*here, "mirrors", i), f"mirror {mirror!r} is listed twice"
+        for i, check in enumerate(_list(service, "checks")):
+            yield from _known("check", check, checks, (*here, "checks", i))
+        if isinstance(service, Mapping):
+            yield from _known("check", service.get("rtt_check"), checks, (*here, "rtt_check"))
+        for region, preferences in _mapping(service, "prefer").items():
+            if region != "world" and not _makes_regions(raw):
+                yield from _known("region", region, regions, (*here, "prefer", region))
+            for mirror in preferences if isinstance(preferences, Mapping) else ():
+                yield from _known("mirror", mirror, dict.fromkeys(map(str, members)), (*here, "prefer", region, mirror))
+
+
+def _others(raw: Mapping[str, Any]) -> Iterator[Finding]:
+    regions = _mapping(raw, "regions")
+    known = {**regions, "world": None}
+    seen: set[str] = set()
+    for i, zone in enumerate(_list(raw, "zones")):
+        origin = str(zone.get("origin", "")).lower() if isinstance(zone, Mapping) else ""
+        if origin and origin in seen:
+            yield ("zones", i, "origin"), f"zone {origin!r} is defined twice"
+        seen.add(origin)
+    if _makes_regions(raw):
+        return
+    for kind in ("mirrors", "agents"):
+        for name, entry in _mapping(raw, kind).items():
+            if isinstance(entry, Mapping):
+                yield from _known("region", entry.get("region"), known, (kind, name, "region"))

@@ -1,0 +1,63 @@
+"""The operator's HTTP interface of every daemon: /metrics, /healthz (alive), /readyz (serving, or why not)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from core.config import split_listen
+from core.errors import NearpathError
+
+NotReady = str
+ReadyCheck = Callable[[], Sequence[NotReady]]
+
+
+def make_health_app(registry: CollectorRegistry, ready: ReadyCheck) -> web.Application:
+    """An application with the three paths; `ready` returns the reasons for not being ready (none: ready)."""
+
+    async def metrics(request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        reasons = ready()
+        return web.Response(status=503 if reasons else 200, text="\n".join(reasons or ["ready"]) + "\n")
+
+    app = web.Application(client_max_size=1024)
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    return app
+
+
+def bind_tcp(listen: str) -> socket.socket:
+    """A listening TCP socket for `ADDRESS:PORT`; NearpathError that names the address when it cannot be had."""
+    host, port = split_listen(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(512)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise NearpathError(
+            f"cannot listen on {listen} (TCP): {error.strerror}",
+            "another program may have the port (`ss -ltnp`), the address may not be on this host, "
+            "or a port below 1024 needs CAP_NET_BIND_SERVICE",
+        ) from None
+    return sock
+
+
+def bound_address(sock: socket.socket) -> str:
+    """`ADDRESS:PORT` that a socket is bound to (the real port, where 0 was asked for)."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
