@@ -1,0 +1,1 @@
+"""Pure decisions, no IO: regions, estimate, decide, explain, replay."""

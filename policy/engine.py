@@ -1,0 +1,281 @@
+"""The steering engine: samples in, steering tables out. Pure; its owner brings the time and keeps its state.
+
+The owner calls `take` for every sample, `decide` when something changed and at least once a second (time alone makes values
+stale and challengers ripe), and stores `dump()` together with the stream position it had reached.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import MessageError
+from core.messages import MirrorAdmin, PathSample, SyncStamp
+from policy.decide import Decision, Memory, Trace, decide
+from policy.estimate import PathEstimator
+from policy.evidence import Candidate, Facts, PathKey, Predictor, Watched, gather, watch
+from policy.plan import Catchment, ServicePlan, SteeringPlan
+from policy.table import Quality, Row, SteeredService, SteeringTable
+
+_DUMP_VERSION = 1
+
+_TTL_SHARE = {
+    Quality.LIVE: 1.0,
+    Quality.STALE: 0.5,
+    Quality.PREDICTED: 0.5,
+    Quality.TABLE: 1 / 3,
+    Quality.STATIC: 1 / 3,
+}
+"""The less an answer rests on, the sooner resolvers shall ask again."""
+
+_LEAST_TTL_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A catchment with everything its decision needs."""
+
+    catchment: Catchment
+    service: ServicePlan
+    watched: tuple[Watched, ...]
+    live_for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """One decision laid open."""
+
+    unit: Unit
+    candidates: list[Candidate]
+    decision: Decision
+    trace: Trace
+
+
+class SteeringEngine:
+    """Estimates, memories and the last table of one plan."""
+
+    def __init__(self, plan: SteeringPlan, predictor: Predictor | None = None) -> None:
+        self.plan = plan
+        self._predictor = predictor
+        self.paths: dict[PathKey, PathEstimator] = {}
+        self._drained: dict[str, bool] = {}
+        self._stamps: dict[tuple[str, str], SyncStamp] = {}
+        self.units = tuple(self._unit(c) for c in plan.catchments)
+        self._memories = [Memory() for _ in self.units]
+        self.decisions: list[Decision | None] = [None for _ in self.units]
+        self._by_region = {
+            (u.catchment.service, u.catchment.family, region): i
+            for i, u in enumerate(self.units)
+            for region in u.catchment.region_ids
+        }
+        self.generation = 0
+        self.unknown_samples = 0
+        self.table: SteeringTable | None = None
+
+    def _unit(self, catchment: Catchment) -> Unit:
+        service = self.plan.services[catchment.service]
+        live_for_s = max(self.plan.live_for_s[check] for check in (*service.checks, service.rtt_check))
+        return Unit(catchment, service, watch(catchment, self.plan, self._path), live_for_s)
+
+    def _path(self, key: PathKey) -> PathEstimator:
+        path = self.paths.get(key)
+        if path is None:
+            path = self.paths[key] = PathEstimator(self.plan.steering)
+        return path
+
+    # -- what comes in
+
+    def take(self, sample: PathSample) -> bool:
+        """Take one sample; True when a mirror went up or down over this path, which is worth deciding at once.
+
+        A sample of a path that the plan does not name (a mirror was removed, a report was on its way) is counted only.
+        """
+        path = self.paths.get((sample.agent, sample.mirror, sample.check, sample.family))
+        if path is None:
+            self.unknown_samples += 1
+            return False
+        return path.take(sample)
+
+    def set_admin(self, admin: MirrorAdmin | None, mirror: str) -> None:
+        """An operator's word on a mirror; None takes back what was said."""
+        if admin is None:
+            self._drained.pop(mirror, None)
+        else:
+            self._drained[mirror] = admin.drained
+
+    def set_stamp(self, stamp: SyncStamp) -> None:
+        """How fresh a mirror's tree is."""
+        self._stamps[stamp.mirror, stamp.tree] = stamp
+
+    def adopt(self, older: SteeringEngine) -> None:
+        """Take over from the engine of an older plan what its dump does not hold: what was said of mirrors."""
+        self._drained = dict(older._drained)
+        self._stamps = dict(older._stamps)
+        self.unknown_samples = older.unknown_samples
+
+    # -- what goes out
+
+    def decide(self, now: float) -> SteeringTable:
+        """Decide every catchment; the table is a new generation only if an answer changed, else the last one."""
+        facts = Facts(self._drained, self._stamps)
+        for i, unit in enumerate(self.units):
+            decision = decide(self._gather(unit, facts, now), self._memories[i], self.plan.steering, now)
+            self._memories[i] = decision.memory
+            self.decisions[i] = decision
+        services = self._services()
+        if self.table is None or services != self.table.services:
+            self.generation += 1
+            self.table = SteeringTable(self.generation, now, self.plan.regions, services)
+        return self.table
+
+    def _gather(self, unit: Unit, facts: Facts, now: float) -> list[Candidate]:
+        return gather(
+            unit.catchment,
+            unit.watched,
+            unit.service,
+            facts,
+            self.plan.steering,
+            unit.live_for_s,
+            now,
+            self._predictor,
+        )
+
+    def examine(self, service: str, family: int, region_id: int, now: float) -> Examination | None:
+        """The decision for one region made afresh as of `now` with its reasons kept; nothing is changed by asking."""
+        i = self._by_region.get((service, family, region_id))
+        if i is None:
+            return None
+        unit = self.units[i]
+        trace = Trace()
+        candidates = self._gather(unit, Facts(self._drained, self._stamps), now)
+        decision = decide(candidates, self._memories[i], self.plan.steering, now, trace)
+        return Examination(unit, candidates, decision, trace)
+
+    def candidates(self, index: int, now: float) -> list[Candidate]:
+        """What is known of the mirrors of the catchment `units[index]` as of `now`."""
+        return self._gather(self.units[index], Facts(self._drained, self._stamps), now)
+
+    def drained(self, mirror: str) -> bool:
+        """Is the mirror administratively down, by an operator's last word or else by the configuration?"""
+        return self._drained.get(mirror, self.plan.mirrors[mirror].drained)
+
+    def switches(self) -> int:
+        """How often a first place has changed, over all catchments."""
+        return sum(memory.switches for memory in self._memories)
+
+    def _services(self) -> dict[str, SteeredService]:
+        count = len(self.plan.tree.names)
+        rows: dict[tuple[str, int], list[Row | None]] = {}
+        for unit, decision in zip(self.units, self.decisions, strict=True):
+            assert decision is not None
+            row = make_row(unit, decision)
+            slots = rows.setdefault((unit.service.owner, unit.catchment.family), [None] * count)
+            for region in unit.catchment.region_ids:
+                slots[region] = row
+        return {
+            owner: SteeredService(owner, _full(rows.get((owner, 4))), _full(rows.get((owner, 6))))
+            for owner in self.plan.services
+        }
+
+    # -- over a restart
+
+    def dump(self, position: int) -> bytes:
+        """The state after the sample at `position` of the stream, for `restore`."""
+        body = {
+            "version": _DUMP_VERSION,
+            "position": position,
+            "generation": self.generation,
+            "paths": [[*key, *path.dump()] for key, path in self.paths.items() if path.count],
+            "memories": [
+                [
+                    unit.catchment.service, unit.catchment.family, unit.catchment.name, memory.order,
+                    memory.since_s, memory.settled_s, memory.beaten_since_s, memory.switches,
+                ]
+                for unit, memory in zip(self.units, self._memories, strict=True)
+                if memory.order
+            ],
+        }  # fmt: skip
+        return json.dumps(body, separators=(",", ":")).encode()
+
+    def restore(self, dumped: bytes) -> int:
+        """Take over a dumped state as far as the plan still knows its parts; returns the stream position it includes.
+
+        MessageError when it is damaged; the engine is then as new.
+        """
+        try:
+            body = json.loads(dumped)
+            if body["version"] != _DUMP_VERSION:
+                raise ValueError(f"version {body['version']!r}")
+            for agent, mirror, check, family, *rest in body["paths"]:
+                path = self.paths.get((agent, mirror, check, family))
+                if path is not None:
+                    path.load(rest)
+            self._restore_memories(body["memories"])
+            self.generation = max(self.generation, int(body["generation"]))
+            return int(body["position"])
+        except (ValueError, TypeError, KeyError) as error:
+            for path in self.paths.values():
+                path.reset()
+            self._memories = [Memory() for _ in self.units]
+            raise MessageError(
+                "the kept engine state is damaged", f"{error!r}; it is rebuilt from new samples"
+            ) from None
+
+    def _restore_memories(self, dumped: Sequence[Sequence[Any]]) -> None:
+        kept = {(service, family, name): rest for service, family, name, *rest in dumped}
+        for i, unit in enumerate(self.units):
+            rest = kept.get((unit.catchment.service, unit.catchment.family, unit.catchment.name))
+            if rest is not None:
+                order, since_s, settled_s, beaten_since_s, switches = rest
+                known = tuple(str(name) for name in order if name in unit.service.mirrors)
+                self._memories[i] = Memory(known, float(since_s), settled_s, beaten_since_s, int(switches))
+
+
+def make_row(unit: Unit, decision: Decision) -> Row:
+    """The answer that follows from a decision: addresses of the eligible mirrors in order, TTL and note."""
+    service, family = unit.service, unit.catchment.family
+    by_name = {w.mirror.name: w.mirror for w in unit.watched}
+    addresses: list[str] = []
+    for name in decision.order[: decision.eligible]:
+        addresses += by_name[name].addresses[family][: service.answers - len(addresses)]
+        if len(addresses) >= service.answers:
+            break
+    share = _TTL_SHARE[Quality.STATIC] if decision.fail_open else _TTL_SHARE[decision.quality]
+    ttl_s = max(min(_LEAST_TTL_S, int(service.ttl_s)), int(service.ttl_s * share))
+    return Row(
+        decision.order,
+        tuple(addresses),
+        ttl_s,
+        decision.quality,
+        bool(decision.fail_open),
+        _note(decision),
+    )
+
+
+_FAIL_OPEN_NOTES = {
+    "admin": "all mirrors are drained",
+    "up": "all mirrors are down from here",
+    "fresh": "no mirror has fresh content",
+}
+
+
+def _note(decision: Decision) -> str:
+    notes = []
+    if decision.fail_open:
+        notes.append(f"{_FAIL_OPEN_NOTES[decision.fail_open]}, answering as if they were not")
+    if decision.quality is not Quality.LIVE:
+        notes.append(
+            {
+                Quality.STALE: "chosen by old or more distant measurements",
+                Quality.PREDICTED: "chosen by a model, not measured",
+                Quality.TABLE: "chosen by region distance, not measured",
+                Quality.STATIC: "chosen by configured order, not measured",
+            }[decision.quality]
+        )
+    return f"nearpath {decision.quality.label}: {'; '.join(notes)}" if notes else ""
+
+
+def _full(rows: list[Row | None] | None) -> tuple[Row, ...]:
+    return tuple(row for row in rows if row is not None) if rows else ()

@@ -1,0 +1,271 @@
+"""Estimate of one path: what the samples of one (agent, mirror, check, family) say about RTT, loss and up or down.
+
+States and what moves them (`fall`, `rise`, `hold_down` and damping from the configuration):
+
+| state   | a success                                            | a loss                            |
+|---------|------------------------------------------------------|-----------------------------------|
+| UNKNOWN | -> UP                                                | -> DOWN at the `fall`th in a row  |
+| UP      | stays                                                | -> DOWN at the `fall`th in a row, penalty += 1000 |
+| DOWN    | -> UP at the `rise`th in a row, after `hold_down`; but -> DAMPED if penalty > suppress | starts its count anew |
+| DAMPED  | -> UP once penalty <= reuse (and `rise` in a row)    | -> DOWN at the `fall`th in a row, penalty += 1000 |
+
+A path once damped stays so, through DOWN too, until its penalty is down to `reuse` (RFC 2439 4.2: suppressing is one
+threshold, using again another).
+
+RTT is the mean of two robust locations: the median of the last 3 samples, which follows a shift within two samples, and the
+mean of the last 9 clipped at three times their median, which a single outlier moves little. Its standard error is that of
+a median of n normal values, 1.2533 * sigma / sqrt(n), with sigma = 1.4826 * MAD (Rousseeuw & Croux 1993).
+Loss is counted over the last 30 samples. Damping follows RFC 2439: a penalty that halves every `half_life`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from core.config import Damping, Steering
+from core.messages import PathSample
+
+WINDOW = 9
+LOSS_WINDOW = 30
+_LOSS_MASK = (1 << LOSS_WINDOW) - 1
+FLAP_PENALTY = 1000.0
+_MIN_SIGMA_S = 0.0002
+"""No path is steadier than this for us: timer and scheduling noise of ordinary hosts."""
+
+LOSS_COST_S = 1.0
+"""What one lost packet costs a client: the initial retransmission timeout of TCP (RFC 6298 2.1)."""
+
+_WILSON_Z = 1.645
+
+
+class PathState(Enum):
+    """Is the mirror up, as seen over this path?"""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    DOWN = "down"
+    DAMPED = "damped"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is known of one path; times in seconds, `loss_ratio` 0..1, `taken_s` of the newest sample."""
+
+    state: PathState
+    rtt_s: float | None
+    se_s: float
+    loss_ratio: float
+    count: int
+    taken_s: float
+    penalty: float
+
+
+class PathEstimator:
+    """The running estimate of one path. `take` is the hot call: one sample, a few microseconds."""
+
+    __slots__ = (
+        "_ceiling",
+        "_damping",
+        "_fall",
+        "_hold_down_s",
+        "_outcomes",
+        "_rise",
+        "_rtts",
+        "count",
+        "down_since_s",
+        "load_ratio",
+        "loss",
+        "loss_cost_s",
+        "penalty",
+        "penalty_s",
+        "rtt_s",
+        "run_lost",
+        "run_ok",
+        "se_s",
+        "state",
+        "suppressed",
+        "taken_s",
+    )
+
+    def __init__(self, steering: Steering) -> None:
+        self._fall = steering.fall
+        self._rise = steering.rise
+        self._hold_down_s = steering.hold_down
+        self._damping: Damping = steering.damping
+        # The ceiling is what decays to `reuse` in `max_suppress` (RFC 2439 4.2); 2^64 is as good as none.
+        halvings = min(64.0, steering.damping.max_suppress / steering.damping.half_life)
+        self._ceiling = steering.damping.reuse * 2.0**halvings
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as if no sample had come."""
+        self._rtts: list[float] = []
+        self._outcomes = 0
+        self.state = PathState.UNKNOWN
+        self.count = 0
+        self.run_ok = 0
+        self.run_lost = 0
+        self.taken_s = -math.inf
+        self.down_since_s = -math.inf
+        self.penalty = 0.0
+        self.penalty_s = 0.0
+        self.suppressed = False
+        self.rtt_s: float | None = None
+        self.se_s = math.inf
+        self.loss_cost_s = 0.0
+        self.loss = ""
+        self.load_ratio: float | None = None
+
+    def take(self, sample: PathSample) -> bool:
+        """Take one sample in; True when the state (up, down, ...) changed. Quarantined samples are ignored."""
+        if sample.quarantined:
+            return False
+        # A spool delivers in order, but ages are rounded and an agent may have restarted; never go back.
+        self.taken_s = now = max(self.taken_s, sample.taken_s)
+        self.count += 1
+        if sample.load_ratio is not None:
+            self.load_ratio = sample.load_ratio
+        before = self.state
+        if sample.rtt_s is None:
+            self._outcomes = (self._outcomes << 1 | 1) & _LOSS_MASK
+            self.loss = sample.loss
+            self._lost(now)
+        else:
+            self._outcomes = self._outcomes << 1 & _LOSS_MASK
+            rtts = self._rtts
+            rtts.append(sample.rtt_s)
+            if len(rtts) > WINDOW:
+                del rtts[0]
+            self.rtt_s, self.se_s = locate(rtts)
+            self._ok(now)
+        self.loss_cost_s = wilson_lower(self._outcomes.bit_count(), min(self.count, LOSS_WINDOW)) * LOSS_COST_S
+        return self.state is not before
+
+    @property
+    def loss_ratio(self) -> float:
+        """Share lost of the last 30 samples."""
+        return self._outcomes.bit_count() / min(self.count, LOSS_WINDOW) if self.count else 0.0
+
+    def penalty_at(self, now: float) -> float:
+        """The flap penalty, decayed to `now` (RFC 2439 4.8)."""
+        if self.penalty == 0.0:
+            return 0.0
+        return float(self.penalty * 0.5 ** (max(0.0, now - self.penalty_s) / self._damping.half_life))
+
+    def estimate(self, now: float) -> Estimate:
+        """A frozen picture for status and explain."""
+        return Estimate(
+            self.state, self.rtt_s, self.se_s, self.loss_ratio, self.count, self.taken_s, self.penalty_at(now)
+        )
+
+    def _lost(self, now: float) -> None:
+        self.run_ok = 0
+        self.run_lost += 1
+        if self.state is not PathState.DOWN and self.run_lost >= self._fall:
+            if self.state is not PathState.UNKNOWN:
+                self.penalty = min(self.penalty_at(now) + FLAP_PENALTY, self._ceiling)
+                self.penalty_s = now
+            self.state = PathState.DOWN
+            self.down_since_s = now
+            # What it measured before it died says nothing about the path it comes back on.
+            self._rtts.clear()
+
+    def _ok(self, now: float) -> None:
+        self.run_lost = 0
+        self.run_ok += 1
+        if self.state is PathState.UP:
+            return
+        if self.state is PathState.UNKNOWN:
+            self.state = PathState.UP
+            return
+        if self.run_ok < self._rise or now - self.down_since_s < self._hold_down_s:
+            return
+        limit = self._damping.reuse if self.suppressed else self._damping.suppress
+        self.suppressed = self.penalty_at(now) > limit
+        self.state = PathState.DAMPED if self.suppressed else PathState.UP
+
+    def dump(self) -> list[Any]:
+        """All that must outlive a restart, as JSON values; only for a path that has taken a sample."""
+        return [
+            self.state.value, self._rtts, self._outcomes, self.count, self.run_ok, self.run_lost, self.taken_s,
+            self.down_since_s if self.down_since_s > -math.inf else None, self.penalty, self.penalty_s, self.suppressed,
+            self.rtt_s, self.se_s if self.rtt_s is not None else None, self.loss, self.load_ratio,
+        ]  # fmt: skip
+
+    def load(self, dumped: list[Any]) -> None:
+        """The inverse of `dump`; ValueError or TypeError when it is not one (the estimator is then as new)."""
+        self.reset()
+        try:
+            self._load(*dumped)
+        except (ValueError, TypeError, OverflowError) as error:
+            self.reset()
+            raise ValueError(f"not a dumped path: {error}") from None
+
+    def _load(
+        self, state: str, rtts: list[float], outcomes: int, count: int, run_ok: int, run_lost: int, taken_s: float,
+        down_since_s: float | None, penalty: float, penalty_s: float, suppressed: bool,
+        rtt_s: float | None, se_s: float | None, loss: str, load_ratio: float | None,
+    ) -> None:  # fmt: skip
+        self.state = PathState(state)
+        self._rtts = [_amount(value) for value in rtts][-WINDOW:]
+        self._outcomes = int(outcomes) & _LOSS_MASK
+        self.count, self.run_ok, self.run_lost = int(_amount(count)), int(_amount(run_ok)), int(_amount(run_lost))
+        if self.count < 1:
+            raise ValueError("a path without a sample")
+        self.taken_s, self.penalty_s = _finite(taken_s), _finite(penalty_s)
+        self.down_since_s = -math.inf if down_since_s is None else _finite(down_since_s)
+        self.penalty, self.suppressed = _amount(penalty), bool(suppressed)
+        if rtt_s is not None:
+            self.rtt_s, self.se_s = _amount(rtt_s), _amount(se_s)
+        self.loss = str(loss)
+        self.load_ratio = None if load_ratio is None else _amount(load_ratio)
+        self.loss_cost_s = wilson_lower(self._outcomes.bit_count(), min(self.count, LOSS_WINDOW)) * LOSS_COST_S
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not a time")
+    return number
+
+
+def _amount(value: Any) -> float:
+    number = _finite(value)
+    if number < 0:
+        raise ValueError(f"{number} is below zero")
+    return number
+
+
+def locate(rtts: list[float]) -> tuple[float, float]:
+    """(location, standard error) in seconds of up to 9 RTTs, newest last; see the head of this module."""
+    n = len(rtts)
+    ordered = sorted(rtts)
+    middle = ordered[n >> 1] if n & 1 else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
+    if n < 3:
+        short = sum(rtts) / n
+    else:
+        a, b, c = rtts[-3:]
+        short = max(min(a, b), min(max(a, b), c))
+    limit = 3 * middle
+    mean = (sum(ordered) if ordered[-1] <= limit else sum([x if x < limit else limit for x in ordered])) / n
+    deviations = sorted([x - middle if x > middle else middle - x for x in ordered])
+    mad = deviations[n >> 1] if n & 1 else (deviations[n // 2 - 1] + deviations[n // 2]) / 2
+    # With one or two values there is no spread to see: take a tenth of the RTT.
+    sigma = max(1.4826 * mad, _MIN_SIGMA_S) if n > 2 else max(0.1 * middle, _MIN_SIGMA_S)
+    return 0.5 * (short + mean), 1.2533 * sigma / math.sqrt(n)
+
+
+def wilson_lower(lost: int, count: int, z: float = _WILSON_Z) -> float:
+    """Lower end of the Wilson score interval of a share: what loss is *proved*, so that one lost probe proves little.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    if lost == 0 or count == 0:
+        return 0.0
+    share, z2 = lost / count, z * z
+    centre = share + z2 / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    return (centre - spread) / (1 + z2 / count)

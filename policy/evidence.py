@@ -1,0 +1,238 @@
+"""Evidence: what the vantages of a catchment, together, know about each of its mirrors.
+
+Up or down is asked of the nearest level of the region tree that has live vantages: a majority decides, a tie counts as up.
+RTT is the median over the vantages of one level: of the region itself while live, else the region's own old values, then
+the levels above; see `Quality` for the names of these steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from core.config import Steering
+from core.messages import SyncStamp
+from policy.estimate import PathEstimator, PathState
+from policy.plan import Catchment, MirrorPlan, ServicePlan, SteeringPlan
+from policy.table import Quality
+
+PathKey = tuple[str, str, str, int]
+"""(agent, mirror, check, family)"""
+
+
+class Predictor(Protocol):
+    """A model of RTT for paths nobody measured; handed in by the composition root, None while it has not proved itself."""
+
+    def predict(self, region: str, mirror: str, family: int) -> float | None:
+        """Expected RTT in seconds, or None when it cannot say."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Vantage:
+    """One agent's paths to one mirror: `rtt` ranks, all of `checks` must be up."""
+
+    agent: str
+    rtt: PathEstimator
+    checks: tuple[PathEstimator, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A mirror of a catchment with the vantages to ask, by level, and what the configuration says of it."""
+
+    mirror: MirrorPlan
+    position: int
+    preference: int
+    distance: int | None
+    levels: tuple[tuple[Vantage, ...], ...]
+
+
+class Candidate:
+    """What is known of one mirror when a decision is made. Plain slots: thousands are made in one pass."""
+
+    __slots__ = (
+        "distance",
+        "drained",
+        "fresh",
+        "full",
+        "lag_s",
+        "loss_cost_s",
+        "mirror",
+        "position",
+        "preference",
+        "quality",
+        "rtt_level",
+        "rtt_s",
+        "score_s",
+        "se_s",
+        "taken_s",
+        "up",
+        "up_level",
+        "up_votes",
+        "votes",
+    )
+
+    def __init__(self, watched: Watched) -> None:
+        self.mirror = watched.mirror
+        self.position = watched.position
+        self.preference = watched.preference
+        self.distance = watched.distance
+        self.drained = watched.mirror.drained
+        self.up: bool | None = None
+        self.up_votes = 0
+        self.votes = 0
+        self.up_level: int | None = None
+        self.rtt_s: float | None = None
+        self.se_s = 0.0
+        self.loss_cost_s = 0.0
+        self.score_s: float | None = None
+        self.rtt_level: int | None = None
+        self.taken_s: float | None = None
+        self.quality = Quality.STATIC
+        self.fresh = True
+        self.lag_s: float | None = None
+        self.full = False
+
+    @property
+    def name(self) -> str:
+        """The mirror's name."""
+        return self.mirror.name
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What operators and daemons have said about mirrors, beside the samples."""
+
+    drained: Mapping[str, bool]
+    stamps: Mapping[tuple[str, str], SyncStamp]
+
+
+def watch(catchment: Catchment, plan: SteeringPlan, path: Callable[[PathKey], PathEstimator]) -> tuple[Watched, ...]:
+    """The mirrors of a catchment with their vantages; `path` gives (or makes) the estimator of a key."""
+    service = plan.services[catchment.service]
+
+    def vantage(agent: str, mirror: str) -> Vantage:
+        checks = {check: path((agent, mirror, check, catchment.family)) for check in service.checks}
+        rtt = path((agent, mirror, service.rtt_check, catchment.family))
+        return Vantage(agent, rtt, tuple(checks.values()))
+
+    return tuple(
+        Watched(
+            plan.mirrors[mirror],
+            position,
+            catchment.preference[mirror],
+            catchment.distance.get(mirror),
+            tuple(tuple(vantage(agent, mirror) for agent in agents) for _region, agents in catchment.levels),
+        )
+        for position, mirror in enumerate(catchment.mirrors)
+    )
+
+
+def gather(
+    catchment: Catchment,
+    watched: Sequence[Watched],
+    service: ServicePlan,
+    facts: Facts,
+    steering: Steering,
+    live_for_s: float,
+    now: float,
+    predictor: Predictor | None = None,
+) -> list[Candidate]:
+    """The candidates of a catchment as of `now`."""
+    live_after, stale_after = now - live_for_s, now - steering.stale_for
+    candidates = []
+    for one in watched:
+        candidate = Candidate(one)
+        _set_up(candidate, one.levels, live_after, stale_after)
+        _set_rtt(candidate, one.levels[: catchment.measured], catchment.own, live_after, stale_after)
+        if candidate.score_s is None:
+            _set_unmeasured(candidate, catchment, predictor)
+        if facts.drained:
+            candidate.drained = facts.drained.get(one.mirror.name, candidate.drained)
+        if service.max_lag_s is not None or service.min_version is not None:
+            _set_fresh(candidate, service, facts.stamps, now)
+        candidates.append(candidate)
+    return candidates
+
+
+def _set_up(candidate: Candidate, levels: Sequence[Sequence[Vantage]], live_after: float, stale_after: float) -> None:
+    for limit in (live_after, stale_after):
+        for index, vantages in enumerate(levels):
+            votes = ups = 0
+            for vantage in vantages:
+                up = known = True
+                for path in vantage.checks:
+                    if path.taken_s < limit or path.state is PathState.UNKNOWN:
+                        known = False
+                    elif path.state is not PathState.UP:
+                        up = False
+                # One failed check is proof enough; to call it up, all must be known.
+                if known or not up:
+                    votes += 1
+                    ups += up
+            if votes:
+                candidate.up = 2 * ups >= votes
+                candidate.up_votes, candidate.votes = ups, votes
+                candidate.up_level = index
+                return
+        # Only the catchment's own level may answer from old values: further away, old says nothing.
+        levels = levels[:1]
+
+
+def _set_rtt(
+    candidate: Candidate, levels: Sequence[Sequence[Vantage]], own: bool, live_after: float, stale_after: float
+) -> None:
+    for index, vantages in enumerate(levels):
+        for limit in (live_after, stale_after):
+            paths = [v.rtt for v in vantages if v.rtt.taken_s >= limit and v.rtt.rtt_s is not None]
+            if paths:
+                _take_median(candidate, paths)
+                candidate.rtt_level = index
+                candidate.quality = Quality.LIVE if own and index == 0 and limit == live_after else Quality.STALE
+                return
+
+
+def _take_median(candidate: Candidate, paths: list[PathEstimator]) -> None:
+    if len(paths) > 1:
+        paths.sort(key=lambda path: (path.rtt_s or 0.0) + path.loss_cost_s)
+    # For an even count the slower of the middle two: a vantage that sees trouble is not averaged away.
+    middle = paths[len(paths) // 2]
+    candidate.rtt_s = middle.rtt_s
+    candidate.se_s = middle.se_s
+    candidate.loss_cost_s = middle.loss_cost_s
+    candidate.score_s = (middle.rtt_s or 0.0) + middle.loss_cost_s
+    candidate.taken_s = max(path.taken_s for path in paths)
+    loads = [path.load_ratio for path in paths if path.load_ratio is not None]
+    if loads:
+        candidate.full = max(loads) > candidate.mirror.max_load_ratio
+
+
+def _set_unmeasured(candidate: Candidate, catchment: Catchment, predictor: Predictor | None) -> None:
+    expected_s = predictor.predict(catchment.name, candidate.name, catchment.family) if predictor else None
+    if expected_s is not None:
+        candidate.rtt_s = candidate.score_s = expected_s
+        # A prediction is worth about one sample: a fifth of its value as standard error.
+        candidate.se_s = expected_s / 5
+        candidate.quality = Quality.PREDICTED
+    elif candidate.distance is not None:
+        candidate.quality = Quality.TABLE
+
+
+def _set_fresh(
+    candidate: Candidate, service: ServicePlan, stamps: Mapping[tuple[str, str], SyncStamp], now: float
+) -> None:
+    mine = [
+        stamp
+        for (mirror, tree), stamp in stamps.items()
+        if mirror == candidate.name and (service.tree is None or tree == service.tree)
+    ]
+    if not mine:
+        candidate.fresh = False
+        return
+    # A stamp ages: a node that stopped reporting lags by the time since then as well.
+    candidate.lag_s = max(stamp.lag_s + max(0.0, now - stamp.taken_s) for stamp in mine)
+    too_old = service.max_lag_s is not None and candidate.lag_s > service.max_lag_s
+    behind = service.min_version is not None and min(stamp.version for stamp in mine) < service.min_version
+    candidate.fresh = not too_old and not behind
