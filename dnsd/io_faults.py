@@ -1,0 +1,31 @@
+"""Logging faults without flooding the log: one line a second per plane, with the count of those left out."""
+
+from __future__ import annotations
+
+import time
+import traceback
+
+from core.log import get_logger
+
+_EVERY_S = 1.0
+
+
+class FaultLog:
+    """The fault log of one thread."""
+
+    def __init__(self, plane: str) -> None:
+        self._log = get_logger("dnsd").bind(plane=plane)
+        self._next_s = 0.0
+        self._left_out = 0
+
+    def note(self, error: BaseException) -> None:
+        """Log `error` with its place in the code, unless one was logged within the last second."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            self._left_out += 1
+            return
+        self._next_s = now_s + _EVERY_S
+        frames = traceback.extract_tb(error.__traceback__)[-3:]
+        place = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
+        self._log.error("query_fault", error=repr(error), place=place, left_out=self._left_out)
+        self._left_out = 0

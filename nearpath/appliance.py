@@ -1,0 +1,218 @@
+"""The appliance: everything on one box, composed. `nearpath up` runs one.
+
+Start: read all files -> open the store -> restore and decide -> answer DNS -> take reports -> ready. A reload reads and
+compiles everything first and swaps only if all of it is good, so a bad file changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from core.config import Config
+from core.errors import NearpathError
+from core.io_bus import EmbeddedBus
+from core.io_clock import AnchoredClock
+from core.io_config import read_config
+from core.io_http import bind_tcp, bound_address, make_health_app
+from core.log import get_logger
+from core.messages import MirrorAdmin, encode
+from dnsd.image import Image, compile_image, with_table
+from dnsd.io_server import DnsServer, answer_options
+from nearpath.api import ReportInterface, make_report_app, make_targets
+from nearpath.client import CONTROL_SOCKET
+from nearpath.control import make_control_app
+from nearpath.ingest import AgentState
+from nearpath.loading import Loaded, load, make_tls_context
+from nearpath.metrics import register_metrics
+from nearpath.steerer import ADMIN_PREFIX, Steerer
+from policy.engine import SteeringEngine
+from policy.table import SteeringTable
+
+_LATE_DECISION_S = 10.0
+"""A table is decided twice a second; one this old means that deciding has stopped."""
+
+_log = get_logger("appliance")
+
+
+class Appliance:
+    """One appliance. `await open(file)`, then `reload()` on SIGHUP, `await close()` at the end."""
+
+    bus: EmbeddedBus
+    server: DnsServer
+    steerer: Steerer
+    api: ReportInterface
+
+    def __init__(self, config_file: Path, loaded: Loaded) -> None:
+        self.config_file = config_file
+        self.clock = AnchoredClock()
+        self.registry = CollectorRegistry()
+        self.started_s = self.clock.now()
+        self.reload_error = ""
+        self.ready = False
+        self.report_addresses: list[str] = []
+        self.metrics_addresses: list[str] = []
+        self._loaded = loaded
+        self._image: Image | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    @classmethod
+    async def open(cls, config_file: Path) -> Appliance:
+        """Bring everything up; NearpathError (ConfigError, ...) when something cannot be, with nothing left running."""
+        appliance = cls(config_file, load(read_config(config_file)))
+        try:
+            await appliance._start()
+        except BaseException:
+            await appliance.close()
+            raise
+        return appliance
+
+    async def _start(self) -> None:
+        config, push = self.config, self._stack.push_async_callback
+        state_dir = Path(config.state_dir)
+        self._stack.callback(os.close, _lock(state_dir))
+        self.bus = await EmbeddedBus.open(state_dir / "bus.sqlite", self.clock)
+        push(self.bus.close)
+        self.server = DnsServer(config.dns, self.registry)
+        self.steerer = Steerer(self._loaded.plan, self.bus, self.clock, self._serve, config.history)
+        await self.steerer.start()
+        push(self.steerer.stop)
+        self.server.start()
+        self._stack.callback(self.server.stop)
+        agents = {name: AgentState(name) for name in config.agents}
+        self.api = ReportInterface(config, make_targets(config), self.bus, self.steerer, self.clock, agents, {})
+        register_metrics(self.registry, self)
+        await self._listen()
+        self.ready = True
+        _log.info("ready", dns=self.server.addresses, report=self.report_addresses, metrics=self.metrics_addresses)
+
+    async def close(self) -> None:
+        """Stop in the reverse order: no more reports, then no DNS, then the state is kept."""
+        self.ready = False
+        await self._stack.aclose()
+
+    async def reload(self) -> None:
+        """Read the configuration and all its files again; a fault raises, is kept in `reload_error`, changes nothing."""
+        try:
+            older = self._loaded
+            loaded = await asyncio.to_thread(lambda: load(read_config(self.config_file), older))
+            _refuse_fixed_changes(older.config, loaded.config)
+            # Only to prove that zones and services fit together, before anything is swapped.
+            _image_of(loaded, SteeringEngine(loaded.plan).decide(self.clock.now()))
+        except NearpathError as error:
+            self.reload_error = str(error)
+            raise
+        self._loaded = loaded
+        self._image = None
+        self.steerer.change_plan(loaded.plan)
+        self.api.reload(loaded.config)
+        self.reload_error = ""
+        _log.info("reloaded", file=str(self.config_file))
+
+    @property
+    def config(self) -> Config:
+        """The configuration being served."""
+        return self._loaded.config
+
+    @property
+    def zone_warnings(self) -> tuple[str, ...]:
+        """What is odd about the zones being served."""
+        return self._loaded.warnings
+
+    def not_ready(self) -> list[str]:
+        """Reasons for not being ready; empty when the appliance serves as it should."""
+        reasons = [] if self.ready else ["starting or stopping"]
+        if self.ready and (age_s := self.clock.now() - self.steerer.decided_s) > _LATE_DECISION_S:
+            reasons.append(f"the last decision is {age_s:.0f} s old: deciding has stopped, see the log")
+        return reasons
+
+    async def set_drained(self, mirror: str, drained: bool, by: str) -> None:
+        """Drain or undrain a mirror; kept over restarts. KeyError for a mirror that is not configured."""
+        if mirror not in self.config.mirrors:
+            raise KeyError(mirror)
+        admin = MirrorAdmin(mirror, drained, by[:200], self.clock.now())
+        await self.bus.put(ADMIN_PREFIX + mirror, encode(admin))
+        _log.info("mirror_drained" if drained else "mirror_undrained", mirror=mirror, by=by)
+
+    def _serve(self, table: SteeringTable) -> None:
+        """Swap in the image of a new table."""
+        self._image = with_table(self._image, table) if self._image else _image_of(self._loaded, table)
+        self.server.swap(self._image)
+
+    async def _listen(self) -> None:
+        config = self.config
+        tls = make_tls_context(config.report.tls) if config.report.tls else None
+        report = await self._run_app(make_report_app(self.api))
+        for listen in config.report.listen:
+            sock = bind_tcp(listen)
+            await web.SockSite(report, sock, ssl_context=tls).start()
+            self.report_addresses.append(bound_address(sock))
+        health = await self._run_app(make_health_app(self.registry, self.not_ready))
+        for listen in config.metrics.listen:
+            sock = bind_tcp(listen)
+            await web.SockSite(health, sock).start()
+            self.metrics_addresses.append(bound_address(sock))
+        control = await self._run_app(make_control_app(self))
+        await web.SockSite(control, _bind_control(Path(config.state_dir) / CONTROL_SOCKET)).start()
+
+    async def _run_app(self, app: web.Application) -> web.AppRunner:
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        return runner
+
+
+def _image_of(loaded: Loaded, table: SteeringTable) -> Image:
+    return compile_image(loaded.zones, table, answer_options(loaded.config.dns))
+
+
+def _lock(state_dir: Path) -> int:
+    """Make the state directory and hold it for this process alone; returns the descriptor that holds it."""
+    try:
+        state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise NearpathError(
+            f"cannot write in state_dir {state_dir}: {error.strerror}", "make it writable for the daemon's user"
+        ) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise NearpathError(
+            f"another appliance runs on state_dir {state_dir}", "stop it first, or give this one its own state_dir"
+        ) from None
+    return fd
+
+
+def _bind_control(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # The lock is held: a socket that is there was left behind by a killed process.
+        path.unlink(missing_ok=True)
+        sock.bind(str(path))
+        path.chmod(0o660)
+        sock.listen(16)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise NearpathError(
+            f"cannot create the control socket {path}: {error.strerror or error}",
+            "its path may be too long (107 bytes at most): choose a shorter state_dir",
+        ) from None
+    return sock
+
+
+def _refuse_fixed_changes(old: Config, new: Config) -> None:
+    """Some settings hold sockets or files that a reload does not reopen; changing them needs a restart, said plainly."""
+    names = ("state_dir", "dns", "report", "metrics", "history")
+    fixed = [name for name in names if getattr(old, name) != getattr(new, name)]
+    if fixed:
+        raise NearpathError(f"{', '.join(fixed)} cannot change while running", "restart nearpath to apply it")

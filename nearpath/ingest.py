@@ -1,0 +1,79 @@
+"""Reports of agents, checked and turned into samples on the appliance's timeline."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from core.config import Agent
+from core.messages import PathSample, SampleReport
+
+CLOCK_JUMP_S = 1.0
+"""An agent's wall clock that moved by more than this between two reports was set, not slewed (adjtime slews 0.5 ms/s)."""
+
+_NO_TOKEN = hashlib.sha256(b"no agent has this token").hexdigest()
+
+
+def token_sha256(token: str) -> str:
+    """What the configuration keeps of an agent's token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def authenticate(name: str, authorization: str, agents: Mapping[str, Agent]) -> Agent | None:
+    """The agent that `name` and its bearer token belong to, or None.
+
+    Takes the same time for a wrong token and an unknown name, so that names cannot be found out.
+    """
+    scheme, _space, token = authorization.partition(" ")
+    agent = agents.get(name)
+    expected = agent.token_sha256 if agent is not None else _NO_TOKEN
+    same = hmac.compare_digest(token_sha256(token.strip()), expected)
+    return agent if same and scheme.lower() == "bearer" else None
+
+
+@dataclass(slots=True)
+class AgentState:
+    """What the appliance remembers of one agent while it runs."""
+
+    name: str
+    incarnation: str = ""
+    skew_s: float | None = None
+    heard_s: float | None = None
+    samples: int = 0
+    quarantined: int = 0
+    missing: int = 0
+    last_sequence: int = 0
+    address: str = ""
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+def accept_report(report: SampleReport, agent: Agent, state: AgentState, now: float) -> list[PathSample]:
+    """The samples of a report in rising sequence, dated on the appliance's timeline; updates `state`.
+
+    A sample whose age was taken from the agent's wall clock is quarantined when that clock has just jumped.
+    """
+    skew_s = report.wall_s - now
+    jumped = state.skew_s is not None and abs(skew_s - state.skew_s) > CLOCK_JUMP_S
+    state.skew_s, state.heard_s = skew_s, now
+    if state.incarnation != report.incarnation:
+        state.incarnation, state.last_sequence = report.incarnation, 0
+    return [
+        PathSample(
+            agent=state.name,
+            region=agent.region,
+            mirror=sample.mirror,
+            check=sample.check,
+            family=sample.family,
+            sequence=sample.sequence,
+            rtt_s=sample.rtt_s,
+            taken_s=now - sample.age_s,
+            loss=sample.loss,
+            stamp=sample.stamp,
+            load_ratio=sample.load_ratio,
+            quarantined=jumped and sample.age_by == "wall",
+            incarnation=report.incarnation,
+        )
+        for sample in sorted(report.samples, key=lambda sample: sample.sequence)
+    ]
