@@ -54,7 +54,7 @@ def _regions(raw: Mapping[str, Any]) -> Iterator[Finding]:
         tables[name] = table
         if table.get("format") == "mmdb" and not table.get("label"):
             yield ("region_tables", i, "label"), "an mmdb table needs the path of its label, such as country.iso_code"
-        if not _makes_regions(raw):
+        if table.get("parent") != "world" and not _makes_regions(raw):
             yield from _known("region", table.get("parent"), regions, ("region_tables", i, "parent"))
     for name, region in regions.items():
         if name == "world":
@@ -63,7 +63,9 @@ def _regions(raw: Mapping[str, Any]) -> Iterator[Finding]:
         if parent != "world" and not _makes_regions(raw):
             yield from _known("region", parent, regions, ("regions", name, "parent"))
         for i, entry in enumerate(_list(region, "match")):
-            table_name, colon, label = str(entry).partition(":")
+            if not isinstance(entry, str):
+                continue  # the field check has said so
+            table_name, colon, label = entry.partition(":")
             if not colon or not label:
                 yield ("regions", name, "match", i), f"{entry!r} is not TABLE:LABEL"
             else:
@@ -74,6 +76,8 @@ def _regions(raw: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _prefix(text: Any, path: Path) -> Iterator[Finding]:
+    if not isinstance(text, str):
+        return  # the field check has said so; ip_network would take 1 for 0.0.0.1/32
     try:
         ipaddress.ip_network(text)
     except ValueError as error:
@@ -95,16 +99,23 @@ def _cycles(regions: Mapping[str, Any]) -> Iterator[Finding]:
 def _services(raw: Mapping[str, Any]) -> Iterator[Finding]:
     mirrors, checks, regions = _mapping(raw, "mirrors"), _mapping(raw, "checks"), _mapping(raw, "regions")
     origins = [str(z.get("origin", "")).lower() for z in _list(raw, "zones") if isinstance(z, Mapping)]
+    owners: dict[str, str] = {}
     for name, service in _mapping(raw, "services").items():
         here: Path = ("services", name)
         owner = name.lower()
+        if owners.setdefault(owner, name) != name:
+            yield here, f"service {owner!r} is defined twice: names differ in upper and lower case only"
         if not any(owner == origin or owner.endswith("." + origin) or origin == "." for origin in origins):
             yield here, f"no zone holds {name!r}: add its zone under zones"
-        members = _list(service, "mirrors")
+        members = [m if isinstance(m, str) else "" for m in _list(service, "mirrors")]
+        seen: set[str] = set()
         for i, mirror in enumerate(members):
+            if not mirror:
+                continue
             yield from _known("mirror", mirror, mirrors, (*here, "mirrors", i))
-            if mirror in members[:i]:
+            if mirror in seen:
                 yield (*here, "mirrors", i), f"mirror {mirror!r} is listed twice"
+            seen.add(mirror)
         for i, check in enumerate(_list(service, "checks")):
             yield from _known("check", check, checks, (*here, "checks", i))
         if isinstance(service, Mapping):
@@ -113,7 +124,7 @@ def _services(raw: Mapping[str, Any]) -> Iterator[Finding]:
             if region != "world" and not _makes_regions(raw):
                 yield from _known("region", region, regions, (*here, "prefer", region))
             for mirror in preferences if isinstance(preferences, Mapping) else ():
-                yield from _known("mirror", mirror, dict.fromkeys(map(str, members)), (*here, "prefer", region, mirror))
+                yield from _known("mirror", mirror, dict.fromkeys(members), (*here, "prefer", region, mirror))
 
 
 def _others(raw: Mapping[str, Any]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ event loop after the commit, in the order of positions: nobody sees what a crash
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -36,6 +37,7 @@ _MAX_GROUP = 256
 _REPLAY_PAGE = 500
 
 R = TypeVar("R")
+T = TypeVar("T")
 _Work = Callable[[sqlite3.Connection], tuple[Any, Callable[[], None] | None]]
 """Runs inside a transaction; returns (result, what to do on the event loop once it is committed)."""
 
@@ -115,7 +117,7 @@ class EmbeddedBus:
             if at > position:
                 handler(at, body)
         live = True
-        return lambda: handlers.remove(receive)
+        return _remover(handlers, receive)
 
     async def trim(self, stream: str, *, upto: int, older_than_s: float) -> int:
         """Forget old records; see Bus. Also forgets sources that have not been heard for as long, but 30 days at least."""
@@ -173,7 +175,7 @@ class EmbeddedBus:
         """Call `handler` on later changes; see Bus."""
         entry = (prefix, handler)
         self._watchers.append(entry)
-        return lambda: self._watchers.remove(entry)
+        return _remover(self._watchers, entry)
 
     async def close(self) -> None:
         """Finish queued writes, check-point, close the file."""
@@ -194,19 +196,27 @@ class EmbeddedBus:
     def _hand_out(self, stream: str, stored: Sequence[tuple[int, bytes]]) -> None:
         for handler in list(self._streams.get(stream, ())):
             for position, body in stored:
-                handler(position, body)
+                self._call(handler, position, body)
 
     def _tell(self, key: str, value: Value | None) -> None:
         for prefix, handler in list(self._watchers):
             if key.startswith(prefix):
-                handler(key, value)
+                self._call(handler, key, value)
+
+    def _call(self, handler: Callable[..., None], *what: object) -> None:
+        # A subscriber's fault must take neither this record from the others nor the next ones from itself.
+        try:
+            handler(*what)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": f"a subscriber of {self._file} failed", "exception": error})
 
     # -- the writer thread's side
 
     def _write_forever(self) -> None:
         try:
             db = _open_database(self._file)
-        except NearpathError as error:
+        except Exception as error:
+            # Also for a fault of our own: whoever opens the bus must not wait for ever.
             self._settle(self._opened, None, error, None)
             return
         self._settle(self._opened, None, None, None)
@@ -223,32 +233,44 @@ class EmbeddedBus:
                     break
                 item = self._queue.get()
             self._run_group(db, group)
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        # On a full disk the check-point waits for the next start; everything committed is in the log beside the file.
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
 
     def _run_group(self, db: sqlite3.Connection, group: Sequence[tuple[_Work, asyncio.Future[Any]]]) -> None:
         outcomes: list[tuple[Any, Exception | None, Callable[[], None] | None]] = []
         try:
             db.execute("BEGIN IMMEDIATE")
-            for work, _future in group:
-                # A work that fails takes back its own changes only; the others of the group go on.
-                db.execute("SAVEPOINT one")
-                try:
-                    result, after = work(db)
-                    outcomes.append((result, None, after))
-                except BusConflict as error:
-                    db.execute("ROLLBACK TO one")
-                    outcomes.append((None, error, None))
-                db.execute("RELEASE one")
+            outcomes = [self._run_one(db, work) for work, _future in group]
             db.execute("COMMIT")
         except Exception as error:
             # Also for a fault of our own: the thread must live on, and every waiting caller must hear of it.
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            failure = _unavailable(self._file, error) if isinstance(error, sqlite3.Error) else error
-            outcomes = [(None, failure, None)] * len(group)
+            with contextlib.suppress(sqlite3.Error):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            outcomes = [(None, self._failure(error), None)] * len(group)
         for (_work, future), (result, problem, after) in zip(group, outcomes, strict=True):
             self._settle(future, result, problem, after)
+
+    def _run_one(self, db: sqlite3.Connection, work: _Work) -> tuple[Any, Exception | None, Callable[[], None] | None]:
+        """(result, error, what to do after the commit) of one work of a group.
+
+        A work that fails takes back its own changes only; the others of the group go on. If the database can no longer do
+        that, it raises and the whole group fails.
+        """
+        db.execute("SAVEPOINT one")
+        try:
+            result, after = work(db)
+        except Exception as error:
+            db.execute("ROLLBACK TO one")
+            db.execute("RELEASE one")
+            return None, self._failure(error), None
+        db.execute("RELEASE one")
+        return result, None, after
+
+    def _failure(self, error: Exception) -> Exception:
+        return _unavailable(self._file, error) if isinstance(error, sqlite3.Error) else error
 
     def _settle(
         self,
@@ -271,27 +293,62 @@ class EmbeddedBus:
         self._loop.call_soon_threadsafe(on_loop)
 
 
+def _remover(entries: list[T], entry: T) -> Unsubscribe:
+    """Takes `entry` out; calling it again does nothing."""
+
+    def remove() -> None:
+        if entry in entries:
+            entries.remove(entry)
+
+    return remove
+
+
+def read_value(file: Path, key: str) -> Value | None:
+    """The last value of `key` in the store of another process (None: no such key, or no store yet).
+
+    BusUnavailable when the store is there but cannot be read.
+    """
+    if not file.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:
+            return _get(db, key)
+    except sqlite3.Error as error:
+        raise _unavailable(file, error) from None
+
+
 def _open_database(file: Path) -> sqlite3.Connection:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(file, isolation_level=None, timeout=5.0)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _SCHEMA_VERSION):
-            raise NearpathError(
-                f"the store {file} is of version {version}, this program knows {_SCHEMA_VERSION}",
-                "use the nearpath version that wrote it, or move the file away to start afresh",
-            )
+    except sqlite3.Error as error:
+        raise _unavailable(file, error) from None
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise NearpathError(f"cannot use {file}: {what}", "create its folder with the daemon's user as owner") from None
+    try:
+        _prepare(db, file)
+    except BaseException as error:
+        db.close()
+        if isinstance(error, sqlite3.Error):
+            raise _unavailable(file, error) from None
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, file: Path) -> None:
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, _SCHEMA_VERSION):
+        raise NearpathError(
+            f"the store {file} is of version {version}, this program knows {_SCHEMA_VERSION}",
+            "use the nearpath version that wrote it, or move the file away to start afresh",
+        )
+    if version == 0:
+        # In this order a kill in between leaves version 0, and the next start does the rest.
         db.executescript(_SCHEMA)
         db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-    except sqlite3.DatabaseError as error:
-        raise _unavailable(file, error) from None
-    except OSError as error:
-        raise NearpathError(
-            f"cannot use {file}: {error.strerror}", "create its folder with the daemon's user as owner"
-        ) from None
-    return db
 
 
 def _unavailable(file: Path, error: sqlite3.Error) -> BusUnavailable:

@@ -17,7 +17,11 @@ MAX_SAMPLES_PER_REPORT = 2000
 MAX_RTT_S = 3600.0
 MAX_AGE_S = 400 * 86400.0
 
-_STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+# A time that is no number would compare as fresh with every limit.
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+_MAX_FAULT_LEN = 200
+"""A fault names keys that the sender made up: what of it goes into an answer or a log is short."""
 
 Family = Literal[4, 6]
 Loss = Annotated[str, Field(max_length=80)]
@@ -37,12 +41,12 @@ class ReportedSample:
     mirror: Name
     check: Name
     family: Family
-    rtt_s: Annotated[float, Field(ge=0, le=MAX_RTT_S, allow_inf_nan=False)] | None
-    age_s: Annotated[float, Field(ge=0, le=MAX_AGE_S, allow_inf_nan=False)]
+    rtt_s: Annotated[float, Field(ge=0, le=MAX_RTT_S)] | None
+    age_s: Annotated[float, Field(ge=0, le=MAX_AGE_S)]
     loss: Loss = ""
     stamp: Literal["kernel", "user"] = "user"
     age_by: Literal["boot", "wall"] = "boot"
-    load_ratio: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None = None
+    load_ratio: Annotated[float, Field(ge=0, le=1000)] | None = None
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -152,5 +156,6 @@ def decode(kind: type[T], data: bytes | str) -> T:
     try:
         return _adapter(kind).validate_json(data)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'body'}: {f['msg']}" for f in error.errors()[:3])
+        first = error.errors(include_url=False, include_context=False, include_input=False)[:3]
+        faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'body'}: {f['msg']}"[:_MAX_FAULT_LEN] for f in first)
         raise MessageError(f"not a {kind.__name__}", faults) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 
-from core.log import get_logger
+from core.io_log import get_logger
 
 _EVERY_S = 1.0
 

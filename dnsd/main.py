@@ -1,4 +1,8 @@
-"""`dnsd -c FILE`: the DNS server alone, for a box that answers and does not decide."""
+"""`dnsd -c FILE`: the DNS server alone. It answers; a `nearpath up --no-dns` on the same state_dir decides.
+
+The table it serves comes out of the appliance's store, read once a second. While nobody decides, it goes on with the last
+table, also over its own restart, and says in every answer that nothing of it is live any more.
+"""
 
 from __future__ import annotations
 
@@ -8,124 +12,185 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from core.config import Config
-from core.errors import ConfigError, NearpathError, Problem
+from core.errors import BusUnavailable, MessageError, NearpathError
+from core.io_bus import read_value
 from core.io_config import read_config
 from core.io_http import bind_tcp, make_health_app
+from core.io_log import get_logger, set_up_logging
 from core.io_systemd import Notifier
-from core.log import get_logger, set_up_logging
-from dnsd.image import Image, compile_image
+from dnsd.image import Image, compile_image, with_table
+from dnsd.io_files import Names, read_names
 from dnsd.io_selfcheck import is_answering
 from dnsd.io_server import DnsServer, answer_options
-from dnsd.zone import MAX_ZONE_BYTES, Zone, ZoneError, parse_zone
-from dnsd.zone_checks import check_zone
-from policy.table import SteeringTable
+from policy.table import ALIVE_EVERY_S, ALIVE_KEY, TABLE_KEY, SteeringTable, load_services, mark_stale
+
+_POLL_S = 1.0
+_SILENT_S = 4 * ALIVE_EVERY_S
+"""The appliance is taken for dead when it gave no sign of life for this long."""
 
 _log = get_logger("dnsd")
 
 
-def load_table(config: Config) -> SteeringTable | None:
-    """The last steering table that the appliance has kept in `config.state_dir`; None when there is none."""
-    return None
+@dataclass(slots=True)
+class _Store:
+    """What was last read of the appliance's store: revisions tell without reading much that nothing changed."""
+
+    file: Path
+    table_revision: int = -1
+    alive_revision: int = -1
+    alive_seen_s: float = 0.0
+    silent: bool = True
+    table: SteeringTable | None = None
+    error: str = ""
 
 
-def read_zones(config: Config) -> list[Zone]:
-    """All zones of the configuration; ConfigError with the faults of every file."""
-    zones: list[Zone] = []
-    problems: list[Problem] = []
-    for entry in config.zones:
-        try:
-            with open(entry.file, "rb") as stream:
-                data = stream.read(MAX_ZONE_BYTES + 1)
-            zone = parse_zone(data.decode("utf-8"), entry.origin)
-        except ZoneError as error:
-            problems.append(Problem(entry.file, error.line, "", str(error)))
-        except UnicodeDecodeError as error:
-            problems.append(Problem(entry.file, 0, "", f"is not UTF-8 text (octet {error.start})"))
-        except OSError as error:
-            problems.append(Problem(entry.file, 0, "", f"cannot be read: {error.strerror}"))
-        else:
-            zones.append(zone)
-            for warning in check_zone(zone):
-                _log.warning("zone_warning", zone=entry.origin, warning=warning)
-    if problems:
-        raise ConfigError(problems)
-    return zones
+def poll(store: _Store, names: Names, now: float) -> bool:
+    """Read what is new in the store (`now`: monotonic seconds); True when other answers follow from it."""
+    try:
+        alive, kept = read_value(store.file, ALIVE_KEY), read_value(store.file, TABLE_KEY)
+        changed = kept is not None and kept.revision != store.table_revision
+        if kept is not None and changed:
+            store.table_revision = kept.revision
+            store.table = load_services(kept.body, names.regions)
+        _note(store, "")
+    except (BusUnavailable, MessageError) as error:
+        # What is being served stays: an unreadable store is no reason to stop answering.
+        _note(store, str(error))
+        alive, changed = None, False
+    if alive is not None and alive.revision != store.alive_revision:
+        # The first sign read may be an old one: only one that follows it proves that somebody decides.
+        if store.alive_revision >= 0:
+            store.alive_seen_s = now
+        store.alive_revision = alive.revision
+    silent = now - store.alive_seen_s > _SILENT_S
+    if silent != store.silent:
+        store.silent, changed = silent, True
+        _log.log(30 if silent else 20, "appliance_silent" if silent else "appliance_heard", store=str(store.file))
+    return changed
 
 
-def load_image(file: Path, generation: int) -> tuple[Config, Image]:
-    """Configuration and image from the files; NearpathError (ConfigError, ImageError) names what is wrong."""
+def _note(store: _Store, error: str) -> None:
+    if error and error != store.error:
+        _log.error("store_unreadable", why=error, doing="the last table is served")
+    store.error = error
+
+
+def _serving(store: _Store) -> SteeringTable | None:
+    return mark_stale(store.table) if store.table and store.silent else store.table
+
+
+def load_image(file: Path, generation: int) -> tuple[Config, Names, _Store, Image]:
+    """Everything from the files; NearpathError (ConfigError, ImageError) names what is wrong."""
     config = read_config(file)
-    zones = read_zones(config)
-    table = load_table(config)
-    if table is None and config.services:
+    names = read_names(config)
+    for warning in names.warnings:
+        _log.warning("zone_warning", warning=warning)
+    store = _Store(Path(config.state_dir) / "bus.sqlite")
+    poll(store, names, _SILENT_S + 1)
+    missing = sorted(set(config.services) - set(store.table.services if store.table else ()))
+    if missing:
         # Serving without it would say NXDOMAIN for names that exist.
         raise NearpathError(
-            f"there is no steering table for the services of {file}",
-            f"run `nearpath up` (it keeps one in {config.state_dir} and serves DNS itself), or remove `services`",
+            f"there is no decision yet for {', '.join(missing)} in {store.file}",
+            "run `nearpath up --no-dns` with the same configuration, which decides, or remove these services",
         )
-    return config, compile_image(zones, table, answer_options(config.dns), generation=generation)
+    return config, names, store, compile_image(
+        names.zones, _serving(store), answer_options(config.dns), generation=generation
+    )  # fmt: skip
+
+
+class _Daemon:
+    """The running server with what it serves."""
+
+    def __init__(self, file: Path, notifier: Notifier) -> None:
+        self.file = file
+        self.notifier = notifier
+        self.config, self.names, self.store, image = load_image(file, 1)
+        self.registry = CollectorRegistry()
+        self.server = DnsServer(self.config.dns, self.registry)
+        self.server.swap(image)
+
+    def follow(self) -> None:
+        """Serve what the store says now."""
+        if poll(self.store, self.names, time.monotonic()):
+            image = self.server.image()
+            try:
+                self.server.swap(with_table(image, _serving(self.store)))
+            except NearpathError as error:
+                _log.error(
+                    "table_refused", why=str(error), doing="the last table is served; reload after both files agree"
+                )
+
+    def reload(self) -> None:
+        """Serve what the files say now; a fault changes nothing and is logged."""
+        try:
+            config, names, store, image = load_image(self.file, self.server.image().generation + 1)
+        except NearpathError as error:
+            _log.error("reload_failed", why=str(error), doing="the old configuration runs on")
+            return
+        if config.dns.listen != self.config.dns.listen:
+            _log.warning("listen_unchanged", reason="dns.listen takes effect with a restart")
+        self.config, self.names, self.store = config, names, store
+        self.server.swap(image)
+        _log.info("reloaded", generation=image.generation, zones=len(image.zones))
+
+    def not_ready(self) -> list[str]:
+        """For /readyz: it answers in any case, but somebody should know when nobody decides."""
+        return (
+            ["the appliance is silent: the last decisions are served"]
+            if self.store.silent and self.config.services
+            else []
+        )
 
 
 async def serve(file: Path, notifier: Notifier) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads configuration and zones again."""
+    """Serve until SIGTERM or SIGINT; SIGHUP reads configuration, zones and tables again."""
     wanted: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, wanted.put_nowait, number)
-    config, image = await asyncio.to_thread(load_image, file, 1)
-    registry = CollectorRegistry()
-    server = DnsServer(config.dns, registry)
-    server.swap(image)
-    runner = web.AppRunner(make_health_app(registry, list))
+    daemon = await asyncio.to_thread(_Daemon, file, notifier)
+    runner = web.AppRunner(make_health_app(daemon.registry, daemon.not_ready))
     try:
-        server.start()
+        daemon.server.start()
         await runner.setup()
-        for listen in config.metrics.listen:
+        for listen in daemon.config.metrics.listen:
             await web.SockSite(runner, bind_tcp(listen)).start()
-        _log.info("ready", listen=server.addresses, zones=len(image.zones))
-        notifier.ready(f"serving {len(image.zones)} zones")
-        await _follow(file, config, server, notifier, wanted)
+        _log.info("ready", listen=daemon.server.addresses, zones=len(daemon.names.zones))
+        notifier.ready(f"serving {len(daemon.names.zones)} zones")
+        await _follow(daemon, wanted)
     finally:
         notifier.stopping()
         await runner.cleanup()
-        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(daemon.server.stop)
     _log.info("stopped")
 
 
-async def _follow(
-    file: Path, config: Config, server: DnsServer, notifier: Notifier, wanted: asyncio.Queue[int]
-) -> None:
-    """Act on signals until one of them ends the daemon; tell the watchdog as long as our own questions are answered."""
+async def _follow(daemon: _Daemon, wanted: asyncio.Queue[int]) -> None:
+    """Act on signals until one ends the daemon; poll the store; tell the watchdog while our questions are answered."""
+    watchdog_s = daemon.notifier.watchdog_interval_s
+    checked_s = time.monotonic()
     while True:
         try:
-            received = await asyncio.wait_for(wanted.get(), notifier.watchdog_interval_s)
+            received = await asyncio.wait_for(wanted.get(), _POLL_S)
         except TimeoutError:
-            if all([await asyncio.to_thread(is_answering, address) for address in server.addresses]):
-                notifier.alive()
+            await asyncio.to_thread(daemon.follow)
+            if watchdog_s is not None and time.monotonic() - checked_s >= watchdog_s - _POLL_S:
+                checked_s = time.monotonic()
+                if all([await asyncio.to_thread(is_answering, address) for address in daemon.server.addresses]):
+                    daemon.notifier.alive()
             continue
         if received != signal.SIGHUP:
             return
-        notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-        await asyncio.to_thread(_reload, file, config, server)
-        notifier.ready(f"serving {len(server.image().zones)} zones")
-
-
-def _reload(file: Path, config: Config, server: DnsServer) -> None:
-    """Swap in what the files say now; a fault changes nothing and is logged."""
-    try:
-        fresh, image = load_image(file, server.image().generation + 1)
-    except NearpathError as error:
-        _log.error("reload_refused", reason=str(error), kept_generation=server.image().generation)
-        return
-    if fresh.dns.listen != config.dns.listen:
-        _log.warning("listen_unchanged", reason="dns.listen takes effect with a restart")
-    server.swap(image)
-    _log.info("reloaded", generation=image.generation, zones=len(image.zones))
+        daemon.notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        await asyncio.to_thread(daemon.reload)
+        daemon.notifier.ready(f"serving {len(daemon.names.zones)} zones")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

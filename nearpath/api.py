@@ -12,7 +12,7 @@ from core.bus import Bus, Record
 from core.config import Config
 from core.errors import BusUnavailable, MessageError
 from core.io_clock import AnchoredClock
-from core.log import get_logger
+from core.io_log import get_logger
 from core.messages import ReportAck, SampleReport, Target, TargetList, decode, encode
 from nearpath.ingest import AgentState, accept_report, authenticate
 from nearpath.steerer import SAMPLES, Steerer

@@ -17,12 +17,12 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from core.config import Config
-from core.errors import NearpathError
+from core.errors import BusUnavailable, NearpathError
 from core.io_bus import EmbeddedBus
 from core.io_clock import AnchoredClock
 from core.io_config import read_config
 from core.io_http import bind_tcp, bound_address, make_health_app
-from core.log import get_logger
+from core.io_log import get_logger
 from core.messages import MirrorAdmin, encode
 from dnsd.image import Image, compile_image, with_table
 from dnsd.io_server import DnsServer, answer_options
@@ -34,7 +34,7 @@ from nearpath.loading import Loaded, load, make_tls_context
 from nearpath.metrics import register_metrics
 from nearpath.steerer import ADMIN_PREFIX, Steerer
 from policy.engine import SteeringEngine
-from policy.table import SteeringTable
+from policy.table import ALIVE_EVERY_S, ALIVE_KEY, TABLE_KEY, SteeringTable, dump_services
 
 _LATE_DECISION_S = 10.0
 """A table is decided twice a second; one this old means that deciding has stopped."""
@@ -46,12 +46,16 @@ class Appliance:
     """One appliance. `await open(file)`, then `reload()` on SIGHUP, `await close()` at the end."""
 
     bus: EmbeddedBus
-    server: DnsServer
+    server: DnsServer | None
     steerer: Steerer
     api: ReportInterface
 
-    def __init__(self, config_file: Path, loaded: Loaded) -> None:
+    def __init__(self, config_file: Path, loaded: Loaded, with_dns: bool) -> None:
         self.config_file = config_file
+        self.server = None
+        self._with_dns = with_dns
+        self._table: SteeringTable | None = None
+        self._table_changed = asyncio.Event()
         self.clock = AnchoredClock()
         self.registry = CollectorRegistry()
         self.started_s = self.clock.now()
@@ -61,12 +65,16 @@ class Appliance:
         self.metrics_addresses: list[str] = []
         self._loaded = loaded
         self._image: Image | None = None
+        self._generation = 1
         self._stack = contextlib.AsyncExitStack()
 
     @classmethod
-    async def open(cls, config_file: Path) -> Appliance:
-        """Bring everything up; NearpathError (ConfigError, ...) when something cannot be, with nothing left running."""
-        appliance = cls(config_file, load(read_config(config_file)))
+    async def open(cls, config_file: Path, *, with_dns: bool = True) -> Appliance:
+        """Bring everything up; NearpathError (ConfigError, ...) when something cannot be, with nothing left running.
+
+        Without DNS it decides only, for a `dnsd` on the same state_dir.
+        """
+        appliance = cls(config_file, load(read_config(config_file)), with_dns)
         try:
             await appliance._start()
         except BaseException:
@@ -80,18 +88,22 @@ class Appliance:
         self._stack.callback(os.close, _lock(state_dir))
         self.bus = await EmbeddedBus.open(state_dir / "bus.sqlite", self.clock)
         push(self.bus.close)
-        self.server = DnsServer(config.dns, self.registry)
+        if self._with_dns:
+            self.server = DnsServer(config.dns, self.registry)
+            self._stack.callback(self.server.stop)
         self.steerer = Steerer(self._loaded.plan, self.bus, self.clock, self._serve, config.history)
         await self.steerer.start()
         push(self.steerer.stop)
-        self.server.start()
-        self._stack.callback(self.server.stop)
+        if self.server:
+            self.server.start()
+        keeper = asyncio.create_task(self._keep_tables(), name="table-keeper")
+        push(_cancelled, keeper)
         agents = {name: AgentState(name) for name in config.agents}
         self.api = ReportInterface(config, make_targets(config), self.bus, self.steerer, self.clock, agents, {})
         register_metrics(self.registry, self)
         await self._listen()
         self.ready = True
-        _log.info("ready", dns=self.server.addresses, report=self.report_addresses, metrics=self.metrics_addresses)
+        _log.info("ready", dns=self.dns_addresses, report=self.report_addresses, metrics=self.metrics_addresses)
 
     async def close(self) -> None:
         """Stop in the reverse order: no more reports, then no DNS, then the state is kept."""
@@ -105,7 +117,7 @@ class Appliance:
             loaded = await asyncio.to_thread(lambda: load(read_config(self.config_file), older))
             _refuse_fixed_changes(older.config, loaded.config)
             # Only to prove that zones and services fit together, before anything is swapped.
-            _image_of(loaded, SteeringEngine(loaded.plan).decide(self.clock.now()))
+            _image_of(loaded, SteeringEngine(loaded.plan).decide(self.clock.now()), 1)
         except NearpathError as error:
             self.reload_error = str(error)
             raise
@@ -115,6 +127,11 @@ class Appliance:
         self.api.reload(loaded.config)
         self.reload_error = ""
         _log.info("reloaded", file=str(self.config_file))
+
+    @property
+    def dns_addresses(self) -> list[str]:
+        """`ADDRESS:PORT` that names are answered on."""
+        return self.server.addresses if self.server else []
 
     @property
     def config(self) -> Config:
@@ -142,9 +159,30 @@ class Appliance:
         _log.info("mirror_drained" if drained else "mirror_undrained", mirror=mirror, by=by)
 
     def _serve(self, table: SteeringTable) -> None:
-        """Swap in the image of a new table."""
-        self._image = with_table(self._image, table) if self._image else _image_of(self._loaded, table)
-        self.server.swap(self._image)
+        """Swap in the image of a new table, and have the table kept."""
+        self._image = (
+            with_table(self._image, table) if self._image else _image_of(self._loaded, table, self._generation)
+        )
+        self._generation = self._image.generation + 1
+        if self.server:
+            self.server.swap(self._image)
+        self._table = table
+        self._table_changed.set()
+
+    async def _keep_tables(self) -> None:
+        """Keep the last table on disk, once a second at most, and a sign of life beside it: what a `dnsd` lives on."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._table_changed.wait(), ALIVE_EVERY_S)
+            try:
+                if self._table_changed.is_set() and self._table:
+                    self._table_changed.clear()
+                    await self.bus.put(TABLE_KEY, dump_services(self._table))
+                await self.bus.put(ALIVE_KEY, repr(self.clock.now()).encode())
+            except BusUnavailable as error:
+                self._table_changed.set()
+                _log.error("table_not_kept", why=str(error))
+            await asyncio.sleep(1.0)
 
     async def _listen(self) -> None:
         config = self.config
@@ -169,8 +207,13 @@ class Appliance:
         return runner
 
 
-def _image_of(loaded: Loaded, table: SteeringTable) -> Image:
-    return compile_image(loaded.zones, table, answer_options(loaded.config.dns))
+def _image_of(loaded: Loaded, table: SteeringTable, generation: int) -> Image:
+    return compile_image(loaded.zones, table, answer_options(loaded.config.dns), generation=generation)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _lock(state_dir: Path) -> int:

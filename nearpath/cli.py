@@ -46,15 +46,16 @@ def _print_json(value: Any) -> None:
 @app.command()
 def up(
     config: ConfigFile = DEFAULT_CONFIG,
+    no_dns: Annotated[bool, typer.Option("--no-dns", help="Only decide; a `dnsd` beside it answers.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object per log line.")] = False,
     debug: Annotated[bool, typer.Option("--debug")] = False,
 ) -> None:
     """Run the appliance: DNS, report interface, steering. SIGHUP reloads, SIGTERM stops."""
-    from core.log import set_up_logging
+    from core.io_log import set_up_logging
     from nearpath.run import run_appliance
 
     set_up_logging(json=log_json, debug=debug)
-    run_appliance(config)
+    run_appliance(config, with_dns=not no_dns)
 
 
 @app.command()
@@ -249,10 +250,10 @@ def regions_lookup(
     client: Annotated[str, typer.Argument(help="IP or IP/LEN.")], config: ConfigFile = DEFAULT_CONFIG
 ) -> None:
     """Show which region a client is in, and which table and prefix say so."""
+    from dnsd.io_files import read_regions
     from nearpath.control import parse_client
-    from nearpath.loading import load_regions
 
-    regions = load_regions(read_config(config))
+    regions = read_regions(read_config(config))
     shown, family, address = parse_client(client)
     region, scope_len = regions.lookup(family, address)
     console.print(f"{shown}: {regions.tree.names[region]} (scope /{scope_len}; {regions.provenance(family, address)})")

@@ -203,7 +203,7 @@ def check_tls(tls: Tls, account: Account) -> Iterator[Finding]:
     except ssl.SSLCertVerificationError as error:
         yield area.bad(
             f"the certificate {tls.cert} is not valid now: {error.verify_message}",
-            "renew it, then `nearpath reload` (agents refuse it and keep their samples until then)",
+            "renew it, then `systemctl restart nearpath` (agents refuse it and keep their samples until then)",
         )
         return
     except (OSError, ssl.SSLError, KeyError) as error:
@@ -214,7 +214,7 @@ def check_tls(tls: Tls, account: Account) -> Iterator[Finding]:
         return
     left_s = not_after_s - time.time()
     text = f"the certificate {tls.cert} ends in {left_s / 86_400:.0f} days"
-    yield area.note(text, "renew it, then `nearpath reload`") if left_s < _CERTIFICATE_WARNING_S else area.good(text)
+    yield area.note(text, "renew it, then `systemctl restart nearpath`") if left_s < _CERTIFICATE_WARNING_S else area.good(text)
 
 
 def certificate_end(tls: Tls) -> float:

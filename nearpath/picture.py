@@ -28,7 +28,7 @@ def make_picture(appliance: Appliance) -> dict[str, Any]:
             "reload_error": appliance.reload_error,
             "store_error": steerer.bus_error,
             "clock_skew_s": appliance.clock.skew_s(),
-            "dns": appliance.server.addresses,
+            "dns": appliance.dns_addresses,
             "report": appliance.report_addresses,
             "metrics": appliance.metrics_addresses,
             "zone_warnings": list(appliance.zone_warnings),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.config import Steering
-from nearpath.loading import read_file
+from dnsd.io_files import read_file
 from policy.replay import Scores, draw, load_matrix, replay
 
 _COLUMNS = (

@@ -9,31 +9,31 @@ import time
 from pathlib import Path
 
 from core.errors import NearpathError
+from core.io_log import get_logger
 from core.io_systemd import Notifier
-from core.log import get_logger
 from dnsd.io_selfcheck import is_answering
 from nearpath.appliance import Appliance
 
 _log = get_logger("run")
 
 
-def run_appliance(config_file: Path) -> None:
+def run_appliance(config_file: Path, *, with_dns: bool = True) -> None:
     """Run until SIGTERM or SIGINT; exits with status 1 and a clear line when it cannot start."""
     try:
-        asyncio.run(_run(config_file))
+        asyncio.run(_run(config_file, with_dns))
     except NearpathError as error:
         _log.error("cannot_start", why=str(error))
         sys.exit(1)
 
 
-async def _run(config_file: Path) -> None:
+async def _run(config_file: Path, with_dns: bool) -> None:
     notifier = Notifier()
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    appliance = await Appliance.open(config_file)
+    appliance = await Appliance.open(config_file, with_dns=with_dns)
     notifier.ready(f"serving {len(appliance.config.services)} steered names")
     tasks = [
         asyncio.create_task(_reload_on(reload, appliance, notifier)),
@@ -67,7 +67,7 @@ async def _feed_watchdog(appliance: Appliance, notifier: Notifier) -> None:
     if notifier.watchdog_interval_s is None:
         return
     while True:
-        silent = [a for a in appliance.server.addresses if not await asyncio.to_thread(is_answering, a)]
+        silent = [a for a in appliance.dns_addresses if not await asyncio.to_thread(is_answering, a)]
         if silent:
             _log.error("no_answer_from_own_socket", addresses=silent)
         elif not appliance.not_ready():

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
+from core.errors import MessageError
 from policy.regions import RegionMap
+
+TABLE_KEY = "table"
+"""Bus key of the last table, as `dump_services` writes it."""
+
+ALIVE_KEY = "table-alive"
+"""Bus key of the deciding appliance's sign of life: its time, as text."""
+
+ALIVE_EVERY_S = 2.0
+"""How often that sign comes at the least."""
 
 
 class Quality(IntEnum):
@@ -67,3 +79,72 @@ class SteeringTable:
     decided_s: float
     regions: RegionMap
     services: Mapping[str, SteeredService]
+
+
+def dump_services(table: SteeringTable) -> bytes:
+    """The services of a table as JSON, regions by name, equal rows once; `load_services` reads it."""
+    names = table.regions.tree.names
+    body = {
+        "generation": table.generation,
+        "decided_s": table.decided_s,
+        "services": {
+            owner: {"4": _dump_rows(service.ipv4, names), "6": _dump_rows(service.ipv6, names)}
+            for owner, service in table.services.items()
+        },
+    }
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def load_services(dumped: bytes, regions: RegionMap) -> SteeringTable:
+    """The inverse of `dump_services`, for a region map that may have changed since; MessageError when it is damaged.
+
+    A region that the dump does not know gets the row of the nearest region above it.
+    """
+    try:
+        body = json.loads(dumped)
+        services = {
+            str(owner): SteeredService(owner, _load_rows(families["4"], regions), _load_rows(families["6"], regions))
+            for owner, families in body["services"].items()
+        }
+        return SteeringTable(int(body["generation"]), float(body["decided_s"]), regions, services)
+    except (ValueError, TypeError, KeyError, StopIteration, RecursionError) as error:
+        raise MessageError(
+            "the kept steering table is damaged", f"{error!r}; it comes anew with the appliance"
+        ) from None
+
+
+def mark_stale(table: SteeringTable) -> SteeringTable:
+    """The table as it is to be served when nobody decides any more: nothing in it is live, resolvers ask again sooner."""
+
+    def marked(row: Row) -> Row:
+        note = "nearpath stale: nobody decides at the moment, this is the last decision"
+        return replace(
+            row, ttl_s=max(min(5, row.ttl_s), row.ttl_s // 2), quality=max(row.quality, Quality.STALE), note=note
+        )
+
+    services = {
+        owner: SteeredService(owner, tuple(map(marked, service.ipv4)), tuple(map(marked, service.ipv6)))
+        for owner, service in table.services.items()
+    }
+    return replace(table, services=services)
+
+
+def _dump_rows(rows: tuple[Row, ...], names: tuple[str, ...]) -> list[list[Any]]:
+    regions: dict[Row, list[str]] = {}
+    for name, row in zip(names, rows, strict=False):
+        regions.setdefault(row, []).append(name)
+    return [
+        [members, row.mirrors, row.addresses, row.ttl_s, int(row.quality), row.fail_open, row.note]
+        for row, members in regions.items()
+    ]
+
+
+def _load_rows(dumped: list[list[Any]], regions: RegionMap) -> tuple[Row, ...]:
+    known: dict[str, Row] = {}
+    for members, mirrors, addresses, ttl_s, quality, fail_open, note in dumped:
+        row = Row(tuple(mirrors), tuple(addresses), int(ttl_s), Quality(quality), bool(fail_open), str(note))
+        known.update(dict.fromkeys(members, row))
+    if not known:
+        return ()
+    tree = regions.tree
+    return tuple(next(known[at] for at in (name, *tree.ancestors(name)) if at in known) for name in tree.names)

@@ -91,14 +91,14 @@ def test_serve_reload_and_stop(config: Path, daemon: Daemon) -> None:
 
     zone.write_text(ZONE.format(serial=3) + "broken A 192.0.2.999\n")
     daemon.process.send_signal(signal.SIGHUP)
-    reason = str(daemon.wait_for("reload_refused")["reason"])
+    reason = str(daemon.wait_for("reload_failed")["why"])
     assert "example.org.zone:6:" in reason
     assert "broken A 192.0.2.999" in reason
     assert ask(address) == ["192.0.2.2"]
 
     zone.unlink()
     daemon.process.send_signal(signal.SIGHUP)
-    assert "cannot be read" in str(daemon.wait_for("reload_refused")["reason"])
+    assert "cannot be read" in str(daemon.wait_for("reload_failed")["why"])
     assert ask(address) == ["192.0.2.2"]
 
     assert daemon.stop() == 0
@@ -142,7 +142,7 @@ def test_metrics_and_notification(config: Path) -> None:
                 "services: {dl.example.org.: {mirrors: [m], checks: [c]}}\nmirrors: {m: {addresses: [192.0.2.5]}}\n"
                 "checks: {c: {kind: icmp}}\nstate_dir",
             ),
-            "no steering table",
+            "no decision yet",
         ),
     ],
 )
