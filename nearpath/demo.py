@@ -14,6 +14,7 @@ import math
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -238,6 +239,9 @@ def _free_port(usual: int | None) -> int:
 def _write_files(folder: Path, ports: dict[str, int]) -> None:
     """Write the configuration of the appliance and its agents; tokens are drawn anew for every run."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("state", *(f"agent-{region}" for region in REGIONS)):
+        # What an earlier demo has kept (a drained mirror, old measurements) would make this one look broken.
+        shutil.rmtree(folder / name, ignore_errors=True)
     tokens = {region: secrets.token_urlsafe(32) for region in REGIONS}
     for region, (head, _prefix) in REGIONS.items():
         token_file = folder / f"agent-{region}.token"

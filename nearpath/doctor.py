@@ -74,7 +74,8 @@ def _examine(
             picture = ask(config_file, "GET", "/v1/status")
         except NearpathError as error:
             findings.append(_APPLIANCE.bad(error.what, error.fix or "see its log: `journalctl -u nearpath`"))
-    yield from check_ports(config, pid)
+    elsewhere = picture is not None and not picture["appliance"]["dns"]
+    yield from check_ports(config, pid, dns_elsewhere=elsewhere)
     yield from check_capability(config, pid)
     yield from check_clock(picture)
     yield from findings
@@ -125,7 +126,7 @@ def _find_appliance(socket_path: Path) -> tuple[int, list[Finding]]:
 
 def _served(config: Config, picture: Picture | None) -> list[str]:
     """The addresses DNS is really served on (port 0 of the configuration is resolved), as `ADDRESS:PORT`."""
-    if picture is None:
+    if picture is None or not picture["appliance"]["dns"]:
         return list(config.dns.listen)
     return [a if isinstance(a, str) else str(Server(str(a[0]), int(a[1]))) for a in picture["appliance"]["dns"]]
 

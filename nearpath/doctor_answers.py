@@ -67,7 +67,7 @@ def check_answers(config: Config, zones: Sequence[OwnZone], servers: Sequence[Se
     faults = [finding for findings in checked for finding in findings]
     yield from faults
     if names and not any(f.level == "bad" for f in faults):
-        yield _AREA.good(f"{len(names)} steered names are answered with their mirrors' addresses (A, AAAA, ECS echoed)")
+        yield _AREA.good(f"steered names answered with their mirrors' addresses (A, AAAA, ECS echoed): {len(names)}")
 
 
 def _check_server(config: Config, zones: Sequence[OwnZone], server: Server) -> list[Finding]:

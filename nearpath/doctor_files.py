@@ -214,7 +214,11 @@ def check_tls(tls: Tls, account: Account) -> Iterator[Finding]:
         return
     left_s = not_after_s - time.time()
     text = f"the certificate {tls.cert} ends in {left_s / 86_400:.0f} days"
-    yield area.note(text, "renew it, then `systemctl restart nearpath`") if left_s < _CERTIFICATE_WARNING_S else area.good(text)
+    yield (
+        area.note(text, "renew it, then `systemctl restart nearpath`")
+        if left_s < _CERTIFICATE_WARNING_S
+        else area.good(text)
+    )
 
 
 def certificate_end(tls: Tls) -> float:

@@ -48,8 +48,11 @@ def wanted_sockets(config: Config) -> list[Wanted]:
     ]
 
 
-def check_ports(config: Config, pid: int) -> Iterator[Finding]:
-    """Findings on all sockets; `pid` is the running appliance's, 0 when none runs."""
+def check_ports(config: Config, pid: int, *, dns_elsewhere: bool = False) -> Iterator[Finding]:
+    """Findings on all sockets; `pid` is the running appliance's, 0 when none runs.
+
+    `dns_elsewhere`: it only decides (`nearpath up --no-dns`), and a dnsd beside it answers.
+    """
     wanted = wanted_sockets(config)
     try:
         addresses = local_addresses()
@@ -63,9 +66,12 @@ def check_ports(config: Config, pid: int) -> Iterator[Finding]:
         yield _AREA.note(f"the kernel does not tell who listens ({error})", "look by hand: `ss -lntup`")
         holders = []
     here = [w for w in wanted if w.port and is_local(w.host, addresses)]
+    by_dnsd = [w for w in here if dns_elsewhere and w.key == "dns.listen"]
+    here = [w for w in here if w not in by_dnsd]
+    yield from _by_dnsd(by_dnsd, holders)
     findings = [f for w in here for f in (_running if pid else _stopped)(w, holders, pid)]
     yield from findings
-    if findings and pid and not any(f.level == "bad" for f in findings):
+    if here and pid and not findings:
         yield _AREA.good(f"all {len(here)} sockets are the appliance's (pid {pid})")
     if not wanted_reports(config) and config.agents:
         yield _AREA.bad("agents are configured, but report.listen is empty", "give it an address: agents report there")
@@ -116,6 +122,18 @@ def _running(wanted: Wanted, holders: Sequence[Holder], pid: int) -> Iterator[Fi
             f"{wanted.key} {wanted}: {others[0]} listens on {others[0].host} too and takes part of the traffic",
             _how_to_free(wanted, others[0]),
         )
+
+
+def _by_dnsd(wanted: Sequence[Wanted], holders: Sequence[Holder]) -> Iterator[Finding]:
+    for socket in wanted:
+        who = next((h for h in holders if _overlaps(socket, h)), None)
+        if who is None:
+            yield _AREA.bad(
+                f"dns.listen {socket}: nobody answers there, the appliance runs with --no-dns",
+                "start dnsd with the same configuration (`systemctl start dnsd`), or the appliance without --no-dns",
+            )
+        elif who.program not in ("dnsd", ""):
+            yield _AREA.bad(f"dns.listen {socket} is taken by {who}, not by dnsd", _how_to_free(socket, None))
 
 
 def _stopped(wanted: Wanted, holders: Sequence[Holder], _pid: int) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from typing import Any
 from core.bus import Bus, Unsubscribe, Value
 from core.errors import BusUnavailable, MessageError
 from core.io_clock import AnchoredClock
-from core.log import get_logger
+from core.io_log import get_logger
 from core.messages import MirrorAdmin, PathSample, SyncStamp, decode
 from policy.engine import SteeringEngine
 from policy.plan import SteeringPlan
