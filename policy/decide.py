@@ -16,8 +16,9 @@
 Cost decides between two measured mirrors when their scores differ by less than half the margin.
 The margin of two mirrors is the largest of `min_gain`, `min_gain_share` of the slower, and `confidence` standard errors of
 their difference. The order before is where sorting starts, so a mirror passes another only with that margin. And the first
-place changes on `rtt` or `cost` only when the challenger has stayed ahead for `dwell`, unless the incumbent got worse than
-it was at its best in this place: bad news acts at once, good news must last.
+place changes on `rtt` or `cost` only when a challenger has stayed ahead for `dwell`, and ten times as long while its lead
+is not clear, that is not above 4 standard errors by the paths' jitter. A clear lead over an incumbent that got worse than
+it was at its best in this place acts at once: bad news acts at once, good news must last.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from core.config import Steering
 from policy.evidence import Candidate
@@ -34,13 +36,14 @@ from policy.table import Quality
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What one decision hands to the next: the order, since when the first is first, the best score it had since, and
-    since when a challenger has been ahead of it (None: none is)."""
+    since when a challenger has been ahead of it (None: none is). `measured`: the order rested on some measurement."""
 
     order: tuple[str, ...] = ()
     since_s: float = -math.inf
     settled_s: float | None = None
     beaten_since_s: float | None = None
     switches: int = 0
+    measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ def decide(
             decided_by = step
         else:
             fail_open = fail_open or step
-    order = _sort(remaining, memory.order, rules)
+    # An order that rested on no measurement is no reason to leave a better mirror behind.
+    order = _sort(remaining, memory.order if memory.measured else (), rules)
     order, held, beaten_since_s = _hold_first(order, memory, rules, now)
     first = order[0]
     if len(order) > 1:
@@ -129,7 +133,7 @@ def decide(
         fail_open,
         first.taken_s,
         held,
-        _remember(memory, names, first, beaten_since_s, now),
+        _remember(memory, names, order, beaten_since_s, now),
     )
 
 
@@ -139,6 +143,12 @@ def margin(a: Candidate, b: Candidate, rules: Steering) -> float:
     noise = rules.confidence * math.sqrt(a.se_s * a.se_s + b.se_s * b.se_s)
     return max(rules.min_gain, rules.min_gain_share * slower, noise)
 
+
+CLEAR = 4.0
+"""A lead is clear above this many standard errors by jitter: reached by chance about once in 30,000 independent looks."""
+
+PATIENCE = 10
+"""A lead that is not clear must last this many times `dwell`: ever so many estimates that share no sample must agree."""
 
 _EQUAL_SHARE = 0.5
 """Cost decides only when the scores are within this share of the margin: at the margin's edge it would flutter."""
@@ -174,10 +184,11 @@ def _far(candidate: Candidate) -> float:
 def _sort(candidates: list[Candidate], before: tuple[str, ...], rules: Steering) -> list[Candidate]:
     """Stable insertion from the order before: no mirror stays behind one that it is clearly better than."""
     rank = {name: i for i, name in enumerate(before)}
+    min_gain, share = rules.min_gain, rules.min_gain_share
     order: list[Candidate] = []
     group: tuple[int, bool] | None = None
     start, slowest_s, dearest = 0, 0.0, 0
-    for one in sorted(candidates, key=lambda c: _start_key(c, rank)):
+    for one in sorted(candidates, key=partial(_start_key, rank)):
         score_s, cost = one.score_s, one.mirror.cost
         if score_s is None:
             order.append(one)
@@ -186,15 +197,17 @@ def _sort(candidates: list[Candidate], before: tuple[str, ...], rules: Steering)
             group = (one.preference, one.full)
             start, slowest_s, dearest = len(order), score_s, cost
         # Most are in place already; this tells without comparing them with each other.
-        if slowest_s - score_s <= max(rules.min_gain, rules.min_gain_share * slowest_s) and cost >= dearest:
+        ahead_s = slowest_s - score_s
+        if (ahead_s <= min_gain or ahead_s <= share * slowest_s) and cost >= dearest:
             order.append(one)
         else:
             order.insert(_place(one, order, start, rules), one)
-        slowest_s, dearest = max(slowest_s, score_s), max(dearest, cost)
+        slowest_s = score_s if score_s > slowest_s else slowest_s
+        dearest = cost if cost > dearest else dearest
     return order
 
 
-def _start_key(c: Candidate, rank: Mapping[str, int]) -> tuple[object, ...]:
+def _start_key(rank: Mapping[str, int], c: Candidate) -> tuple[object, ...]:
     if c.score_s is None:
         return -c.preference, c.full, True, _far(c), c.mirror.cost, c.position
     return -c.preference, c.full, False, rank.get(c.name, len(rank)), c.score_s, c.mirror.cost, c.name
@@ -228,9 +241,23 @@ def _hold_first(
     since_s = memory.beaten_since_s if memory.beaten_since_s is not None else now
     if step not in ("rtt", "cost") or incumbent.score_s is None or first.score_s is None:
         return order, "", None
-    if now - since_s >= rules.dwell or _got_worse(incumbent, memory, rules):
+    if memory.settled_s is None:
+        # Nobody had measured the incumbent when it was put first: it has earned no patience.
+        return order, "", None
+    if now - since_s >= _patience_s(first, incumbent, rules):
+        return order, "", None
+    if _is_clear(first, incumbent) and _got_worse(incumbent, memory, rules):
         return order, "", None
     return [incumbent, *(c for c in order if c is not incumbent)], first.name, since_s
+
+
+def _is_clear(first: Candidate, incumbent: Candidate) -> bool:
+    gain_s = (incumbent.score_s or 0.0) - (first.score_s or 0.0)
+    return gain_s > CLEAR * math.hypot(first.jitter_se_s, incumbent.jitter_se_s)
+
+
+def _patience_s(first: Candidate, incumbent: Candidate, rules: Steering) -> float:
+    return rules.dwell if _is_clear(first, incumbent) else PATIENCE * rules.dwell
 
 
 def _got_worse(incumbent: Candidate, memory: Memory, rules: Steering) -> bool:
@@ -240,15 +267,17 @@ def _got_worse(incumbent: Candidate, memory: Memory, rules: Steering) -> bool:
 
 
 def _remember(
-    memory: Memory, order: tuple[str, ...], first: Candidate, beaten_since_s: float | None, now: float
+    memory: Memory, order: tuple[str, ...], ranked: list[Candidate], beaten_since_s: float | None, now: float
 ) -> Memory:
+    score_s = ranked[0].score_s
+    measured = score_s is not None or any(c.score_s is not None for c in ranked)
     if not memory.order or memory.order[0] != order[0]:
         switches = memory.switches + (1 if memory.order else 0)
-        return Memory(order, now, first.score_s, None, switches)
+        return Memory(order, now, score_s, None, switches, measured)
     settled_s = memory.settled_s
-    if first.score_s is not None:
-        settled_s = first.score_s if settled_s is None else min(first.score_s, settled_s)
-    return Memory(order, memory.since_s, settled_s, beaten_since_s, memory.switches)
+    if score_s is not None:
+        settled_s = score_s if settled_s is None else min(score_s, settled_s)
+    return Memory(order, memory.since_s, settled_s, beaten_since_s, memory.switches, measured)
 
 
 def _trace_order(trace: Trace, order: list[Candidate], held: str, rules: Steering) -> None:
@@ -259,8 +288,11 @@ def _trace_order(trace: Trace, order: list[Candidate], held: str, rules: Steerin
         reasons[other.name] = _why_behind(first, other, step, rules)
     trace.steps.append(("rank", f"{first.name} first", reasons))
     if held:
+        challenger = next(c for c in order if c.name == held)
+        lead = "clearly" if _is_clear(challenger, first) else "within what its jitter could do"
+        need_s = _patience_s(challenger, first, rules)
         trace.steps.append(
-            ("dwell", f"{held} is ahead, but not for {rules.dwell:g} s yet: {first.name} stays first", {})
+            ("dwell", f"{held} is ahead, {lead}, but not for {need_s:g} s yet: {first.name} stays first", {})
         )
 
 
@@ -275,6 +307,8 @@ def _why_behind(first: Candidate, other: Candidate, step: str, rules: Steering) 
             need_ms = margin(first, other, rules) * 1000
             if gap_ms > need_ms:
                 return f"slower by {gap_ms:.1f} ms"
+            if gap_ms < -need_ms:
+                return f"ahead by {-gap_ms:.1f} ms, but not for long enough"
             return f"within the margin of {need_ms:.1f} ms ({gap_ms:+.1f} ms): the order stays"
         case "rtt":
             return "not measured from here"

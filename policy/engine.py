@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.errors import MessageError
@@ -65,6 +65,7 @@ class SteeringEngine:
         self.units = tuple(self._unit(c) for c in plan.catchments)
         self._memories = [Memory() for _ in self.units]
         self.decisions: list[Decision | None] = [None for _ in self.units]
+        self._rows: list[Row | None] = [None for _ in self.units]
         self._by_region = {
             (u.catchment.service, u.catchment.family, region): i
             for i, u in enumerate(self.units)
@@ -118,16 +119,24 @@ class SteeringEngine:
     # -- what goes out
 
     def decide(self, now: float) -> SteeringTable:
-        """Decide every catchment; the table is a new generation only if an answer changed, else the last one."""
+        """Decide every catchment; the table is a new generation only if an answer changed, else the last one.
+
+        Mirrors that change places behind the answered ones change no answer: the `mirrors` of a kept row are as of its
+        last change; `decisions` holds the newest order.
+        """
         facts = Facts(self._drained, self._stamps)
+        changed = False
         for i, unit in enumerate(self.units):
             decision = decide(self._gather(unit, facts, now), self._memories[i], self.plan.steering, now)
             self._memories[i] = decision.memory
             self.decisions[i] = decision
-        services = self._services()
-        if self.table is None or services != self.table.services:
+            row = make_row(unit, decision)
+            if not _same_answer(row, self._rows[i]):
+                self._rows[i] = row
+                changed = True
+        if changed or self.table is None:
             self.generation += 1
-            self.table = SteeringTable(self.generation, now, self.plan.regions, services)
+            self.table = SteeringTable(self.generation, now, self.plan.regions, self._services())
         return self.table
 
     def _gather(self, unit: Unit, facts: Facts, now: float) -> list[Candidate]:
@@ -168,9 +177,7 @@ class SteeringEngine:
     def _services(self) -> dict[str, SteeredService]:
         count = len(self.plan.tree.names)
         rows: dict[tuple[str, int], list[Row | None]] = {}
-        for unit, decision in zip(self.units, self.decisions, strict=True):
-            assert decision is not None
-            row = make_row(unit, decision)
+        for unit, row in zip(self.units, self._rows, strict=True):
             slots = rows.setdefault((unit.service.owner, unit.catchment.family), [None] * count)
             for region in unit.catchment.region_ids:
                 slots[region] = row
@@ -191,7 +198,7 @@ class SteeringEngine:
             "memories": [
                 [
                     unit.catchment.service, unit.catchment.family, unit.catchment.name, memory.order,
-                    memory.since_s, memory.settled_s, memory.beaten_since_s, memory.switches,
+                    memory.since_s, memory.settled_s, memory.beaten_since_s, memory.switches, memory.measured,
                 ]
                 for unit, memory in zip(self.units, self._memories, strict=True)
                 if memory.order
@@ -205,32 +212,63 @@ class SteeringEngine:
         MessageError when it is damaged; the engine is then as new.
         """
         try:
-            body = json.loads(dumped)
+            body = json.loads(dumped, parse_constant=_refuse)
             if body["version"] != _DUMP_VERSION:
                 raise ValueError(f"version {body['version']!r}")
+            position, generation = int(body["position"]), int(body["generation"])
             for agent, mirror, check, family, *rest in body["paths"]:
                 path = self.paths.get((agent, mirror, check, family))
                 if path is not None:
                     path.load(rest)
             self._restore_memories(body["memories"])
-            self.generation = max(self.generation, int(body["generation"]))
-            return int(body["position"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             for path in self.paths.values():
                 path.reset()
             self._memories = [Memory() for _ in self.units]
             raise MessageError(
                 "the kept engine state is damaged", f"{error!r}; it is rebuilt from new samples"
             ) from None
+        self.generation = max(self.generation, generation)
+        return position
 
     def _restore_memories(self, dumped: Sequence[Sequence[Any]]) -> None:
         kept = {(service, family, name): rest for service, family, name, *rest in dumped}
         for i, unit in enumerate(self.units):
             rest = kept.get((unit.catchment.service, unit.catchment.family, unit.catchment.name))
             if rest is not None:
-                order, since_s, settled_s, beaten_since_s, switches = rest
-                known = tuple(str(name) for name in order if name in unit.service.mirrors)
-                self._memories[i] = Memory(known, float(since_s), settled_s, beaten_since_s, int(switches))
+                self._memories[i] = _restored(unit.catchment.mirrors, *rest)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number that was ever kept")
+
+
+def _restored(
+    mirrors: Sequence[str],
+    order: Sequence[str],
+    since_s: float,
+    settled_s: float | None,
+    beaten_since_s: float | None,
+    switches: int,
+    measured: bool,
+) -> Memory:
+    known = tuple(name for name in order if name in mirrors)
+    kept = Memory(
+        known,
+        float(since_s),
+        None if settled_s is None else float(settled_s),
+        None if beaten_since_s is None else float(beaten_since_s),
+        int(switches),
+        bool(measured),
+    )
+    # What was remembered of a first that the plan no longer has says nothing about the next one.
+    return kept if known[:1] == tuple(order[:1]) else replace(kept, settled_s=None, beaten_since_s=None)
+
+
+def _same_answer(row: Row, last: Row | None) -> bool:
+    return last is not None and (row.addresses, row.ttl_s, row.quality, row.fail_open, row.note) == (
+        last.addresses, last.ttl_s, last.quality, last.fail_open, last.note,
+    )  # fmt: skip
 
 
 def make_row(unit: Unit, decision: Decision) -> Row:

@@ -57,9 +57,11 @@ class Candidate:
         "drained",
         "fresh",
         "full",
+        "jitter_se_s",
         "lag_s",
         "loss_cost_s",
         "mirror",
+        "name",
         "position",
         "preference",
         "quality",
@@ -76,6 +78,7 @@ class Candidate:
 
     def __init__(self, watched: Watched) -> None:
         self.mirror = watched.mirror
+        self.name = watched.mirror.name
         self.position = watched.position
         self.preference = watched.preference
         self.distance = watched.distance
@@ -86,6 +89,7 @@ class Candidate:
         self.up_level: int | None = None
         self.rtt_s: float | None = None
         self.se_s = 0.0
+        self.jitter_se_s = 0.0
         self.loss_cost_s = 0.0
         self.score_s: float | None = None
         self.rtt_level: int | None = None
@@ -94,11 +98,6 @@ class Candidate:
         self.fresh = True
         self.lag_s: float | None = None
         self.full = False
-
-    @property
-    def name(self) -> str:
-        """The mirror's name."""
-        return self.mirror.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,28 +184,35 @@ def _set_rtt(
     candidate: Candidate, levels: Sequence[Sequence[Vantage]], own: bool, live_after: float, stale_after: float
 ) -> None:
     for index, vantages in enumerate(levels):
-        for limit in (live_after, stale_after):
-            paths = [v.rtt for v in vantages if v.rtt.taken_s >= limit and v.rtt.rtt_s is not None]
-            if paths:
-                _take_median(candidate, paths)
-                candidate.rtt_level = index
-                candidate.quality = Quality.LIVE if own and index == 0 and limit == live_after else Quality.STALE
-                return
+        paths = [v.rtt for v in vantages if v.rtt.taken_s >= live_after and v.rtt.rtt_s is not None]
+        live = bool(paths)
+        if not live:
+            paths = [v.rtt for v in vantages if v.rtt.taken_s >= stale_after and v.rtt.rtt_s is not None]
+        if paths:
+            _take_median(candidate, paths)
+            candidate.rtt_level = index
+            candidate.quality = Quality.LIVE if live and own and index == 0 else Quality.STALE
+            return
 
 
 def _take_median(candidate: Candidate, paths: list[PathEstimator]) -> None:
-    if len(paths) > 1:
-        paths.sort(key=lambda path: (path.rtt_s or 0.0) + path.loss_cost_s)
     # For an even count the slower of the middle two: a vantage that sees trouble is not averaged away.
-    middle = paths[len(paths) // 2]
+    middle = paths[0] if len(paths) == 1 else sorted(paths, key=_score)[len(paths) // 2]
     candidate.rtt_s = middle.rtt_s
     candidate.se_s = middle.se_s
+    candidate.jitter_se_s = middle.jitter_se_s
     candidate.loss_cost_s = middle.loss_cost_s
-    candidate.score_s = (middle.rtt_s or 0.0) + middle.loss_cost_s
-    candidate.taken_s = max(path.taken_s for path in paths)
-    loads = [path.load_ratio for path in paths if path.load_ratio is not None]
-    if loads:
-        candidate.full = max(loads) > candidate.mirror.max_load_ratio
+    candidate.score_s = _score(middle)
+    candidate.taken_s = middle.taken_s
+    for path in paths:
+        if path.taken_s > candidate.taken_s:
+            candidate.taken_s = path.taken_s
+        if path.load_ratio is not None and path.load_ratio > candidate.mirror.max_load_ratio:
+            candidate.full = True
+
+
+def _score(path: PathEstimator) -> float:
+    return (path.rtt_s or 0.0) + path.loss_cost_s
 
 
 def _set_unmeasured(candidate: Candidate, catchment: Catchment, predictor: Predictor | None) -> None:

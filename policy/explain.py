@@ -94,7 +94,7 @@ def explain(
         addresses=row.addresses,
         ttl_s=row.ttl_s,
         note=row.note,
-        incumbent_for_s=max(0.0, now - since_s) if since_s > 0 else None,
+        incumbent_for_s=max(0.0, now - since_s),
         candidates=_candidates(examined, now),
         steps=tuple(StepView(step, remark, reasons) for step, remark, reasons in examined.trace.steps),
     )

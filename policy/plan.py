@@ -164,7 +164,8 @@ def _catchments(
         groups.setdefault(key, []).append(region)
     result = []
     for regions in groups.values():
-        first = regions[0]
+        # Named after the one nearest to the root, which is the one that people know.
+        first = min(regions, key=lambda region: len(tree.ancestors(region)))
         preference, distance = facts[first]
         chain = levels[first]
         placed = len({distance.get(m) for m in members}) > 1
