@@ -349,6 +349,10 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
         # In this order a kill in between leaves version 0, and the next start does the rest.
         db.executescript(_SCHEMA)
         db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+    # A file that may only be read is told at the start, not by the first report. Nothing reaches the disk: it may be full.
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("UPDATE revisions SET last = last")
+    db.execute("ROLLBACK")
 
 
 def _unavailable(file: Path, error: sqlite3.Error) -> BusUnavailable:

@@ -39,8 +39,9 @@ def bind_tcp(listen: str) -> socket.socket:
     """A listening TCP socket for `ADDRESS:PORT`; NearpathError that names the address when it cannot be had."""
     host, port = split_listen(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock: socket.socket | None = None
     try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -48,7 +49,8 @@ def bind_tcp(listen: str) -> socket.socket:
         sock.listen(512)
         sock.setblocking(False)
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise NearpathError(
             f"cannot listen on {listen} (TCP): {error.strerror}",
             "another program may have the port (`ss -ltnp`), the address may not be on this host, "

@@ -10,6 +10,11 @@ import structlog
 
 _SECRET_KEYS = frozenset({"token", "authorization", "password", "secret", "key_pem"})
 
+# Tracebacks without local variables (structlog shows them by default): among them are tokens.
+_DICT_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def _hide_secrets(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     for key in _SECRET_KEYS & event.keys():
@@ -28,10 +33,15 @@ def set_up_logging(*, json: bool = False, debug: bool = False) -> None:
     last: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False, pad_event_to=24)
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            sort_keys=False,
+            pad_event_to=24,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     structlog.configure(
-        processors=[*shared, structlog.processors.dict_tracebacks if json else structlog.dev.set_exc_info, last],
+        processors=[*shared, _DICT_TRACEBACKS if json else structlog.dev.set_exc_info, last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

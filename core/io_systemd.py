@@ -16,7 +16,7 @@ class Notifier:
         usec = os.environ.get("WATCHDOG_USEC", "")
         pid = os.environ.get("WATCHDOG_PID", "")
         mine = not pid or pid == str(os.getpid())
-        self.watchdog_interval_s: float | None = int(usec) / 2e6 if usec.isdigit() and int(usec) and mine else None
+        self.watchdog_interval_s: float | None = int(usec) / 2e6 if usec.isdecimal() and int(usec) and mine else None
         """How often `alive()` must be called (half the limit, as sd_watchdog_enabled(3) advises); None: no watchdog."""
 
     def _send(self, text: str) -> None:
@@ -32,7 +32,7 @@ class Notifier:
 
     def ready(self, status: str = "") -> None:
         """The daemon serves."""
-        self._send(f"READY=1\nSTATUS={status}" if status else "READY=1")
+        self._send(f"READY=1\nSTATUS={_one_line(status)}" if status else "READY=1")
 
     def reloading(self, now_us: int) -> None:
         """A reload has begun at `now_us` (CLOCK_MONOTONIC, microseconds); call `ready` when it is over."""
@@ -40,7 +40,7 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
-        self._send("STATUS=" + text.replace("\n", " "))
+        self._send(f"STATUS={_one_line(text)}")
 
     def stopping(self) -> None:
         """The daemon has begun to shut down."""
@@ -49,3 +49,8 @@ class Notifier:
     def alive(self) -> None:
         """Keep the watchdog from acting; call it only after the daemon has proved that it works."""
         self._send("WATCHDOG=1")
+
+
+def _one_line(text: str) -> str:
+    """A line break in a text would begin another assignment."""
+    return text.replace("\n", " ")

@@ -90,7 +90,9 @@ Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     _text_of("s"),
-    WithJsonSchema({"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d|w))+$", "examples": ["250ms", "30s"]}),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d|w))+$", "examples": ["250ms", "30s"]}
+    ),
 ]
 Size = Annotated[
     int,

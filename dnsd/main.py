@@ -178,7 +178,8 @@ async def _follow(daemon: _Daemon, wanted: asyncio.Queue[int]) -> None:
     checked_s = time.monotonic()
     while True:
         try:
-            received = await asyncio.wait_for(wanted.get(), _POLL_S)
+            async with asyncio.timeout(_POLL_S):
+                received = await wanted.get()
         except TimeoutError:
             await asyncio.to_thread(daemon.follow)
             if watchdog_s is not None and time.monotonic() - checked_s >= watchdog_s - _POLL_S:

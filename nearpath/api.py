@@ -71,10 +71,7 @@ def make_report_app(api: ReportInterface) -> web.Application:
         if agent is None:
             api.refused += 1
             _log.warning("agent_refused", agent=name[:64], address=request.remote, why="unknown name or wrong token")
-            raise web.HTTPUnauthorized(
-                text="unknown agent or wrong token: see `agents` in the appliance's configuration\n",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            raise _unauthorized()
         state = api.agents.setdefault(name, AgentState(name))
         state.address = request.remote or ""
         return state
@@ -102,8 +99,18 @@ def make_report_app(api: ReportInterface) -> web.Application:
     return app
 
 
+def _unauthorized() -> web.HTTPUnauthorized:
+    return web.HTTPUnauthorized(
+        text="unknown agent or wrong token: see `agents` in the appliance's configuration\n",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
 async def _store(api: ReportInterface, state: AgentState, report: SampleReport) -> web.Response:
-    agent = api.config.agents[state.name]
+    agent = api.config.agents.get(state.name)
+    if agent is None:
+        # A reload removed it while its report was on the way or waited for its turn.
+        raise _unauthorized()
     accepted = accept_report(report, agent, state, api.clock.now())
     source = f"{state.name}/{report.incarnation}"
     try:

@@ -172,8 +172,10 @@ class Appliance:
     async def _keep_tables(self) -> None:
         """Keep the last table on disk, once a second at most, and a sign of life beside it: what a `dnsd` lives on."""
         while True:
+            # Not wait_for: that of Python 3.11 loses a cancellation when the event is set in the same moment.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._table_changed.wait(), ALIVE_EVERY_S)
+                async with asyncio.timeout(ALIVE_EVERY_S):
+                    await self._table_changed.wait()
             try:
                 if self._table_changed.is_set() and self._table:
                     self._table_changed.clear()

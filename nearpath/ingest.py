@@ -18,7 +18,8 @@ _NO_TOKEN = hashlib.sha256(b"no agent has this token").hexdigest()
 
 def token_sha256(token: str) -> str:
     """What the configuration keeps of an agent's token."""
-    return hashlib.sha256(token.encode()).hexdigest()
+    # A header may hold bytes that are no UTF-8, which aiohttp hands on as lone surrogates.
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def authenticate(name: str, authorization: str, agents: Mapping[str, Agent]) -> Agent | None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from core.bus import Bus, Unsubscribe, Value
+from core.bus import Bus, Unsubscribe, Value, ValueHandler
 from core.errors import BusUnavailable, MessageError
 from core.io_clock import AnchoredClock
 from core.io_log import get_logger
@@ -65,20 +65,27 @@ class Steerer:
 
     async def start(self) -> None:
         """Take over the kept state, replay what came after it, decide, and go on deciding."""
-        for key, value in (await self._bus.items(ADMIN_PREFIX)).items():
-            self._take_admin(key, value)
-        for key, value in (await self._bus.items(STAMP_PREFIX)).items():
-            self._take_stamp(key, value)
+        await self._follow(ADMIN_PREFIX, self._take_admin)
+        await self._follow(STAMP_PREFIX, self._take_stamp)
         kept = await self._bus.get(_STATE_KEY)
         if kept is not None:
             self._restore(kept.body)
-        self._unsubscribe = [
-            self._bus.watch(ADMIN_PREFIX, self._take_admin),
-            self._bus.watch(STAMP_PREFIX, self._take_stamp),
-            await self._bus.subscribe(SAMPLES, self._take_stored, after=self._position),
-        ]
+        self._unsubscribe.append(await self._bus.subscribe(SAMPLES, self._take_stored, after=self._position))
         self._decide()
         self._task = asyncio.create_task(self._run(), name="steerer")
+
+    async def _follow(self, prefix: str, take: ValueHandler) -> None:
+        """Take what is said under `prefix` now and from now on; a change that comes while it is read is the newer word."""
+        changed: set[str] = set()
+
+        def take_change(key: str, value: Value | None) -> None:
+            changed.add(key)
+            take(key, value)
+
+        self._unsubscribe.append(self._bus.watch(prefix, take_change))
+        for key, value in (await self._bus.items(prefix)).items():
+            if key not in changed:
+                take(key, value)
 
     async def stop(self) -> None:
         """Stop deciding and keep the state."""
@@ -87,7 +94,8 @@ class Steerer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._keep()
+            await self._keep()
+        # Else the start did not come to its end: what is kept knows more than this.
 
     def change_plan(self, plan: SteeringPlan) -> None:
         """Go on with a new plan; estimates and memories of what both plans name are taken over."""
@@ -142,25 +150,34 @@ class Steerer:
 
     async def _run(self) -> None:
         kept_s = trimmed_s = self._clock.now()
+        # A fault in one pass must not end steering: the last table goes on being served, /readyz tells, and the watchdog
+        # acts if it lasts.
         while True:
             await asyncio.sleep(self.decide_s * (1 / _BUSY_SHARE - 1))
+            # Not wait_for: that of Python 3.11 loses a cancellation when the event is set in the same moment.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), _TICK_S)
+                async with asyncio.timeout(_TICK_S):
+                    await self._urgent.wait()
             self._urgent.clear()
-            try:
+            with self._survive("decision_failed"):
                 self._decide()
-            except Exception:
-                # A fault in one pass must not end steering: the last table goes on being served, /readyz tells, and the
-                # watchdog acts if it lasts.
-                self.failures += 1
-                _log.exception("decision_failed")
             now = self._clock.now()
             if now - kept_s >= _SNAPSHOT_EVERY_S:
                 kept_s = now
-                await self._keep()
+                with self._survive("keeping_failed"):
+                    await self._keep()
             if now - trimmed_s >= _TRIM_EVERY_S:
                 trimmed_s = now
-                await self._trim(now)
+                with self._survive("trimming_failed"):
+                    await self._trim(now)
+
+    @contextlib.contextmanager
+    def _survive(self, event: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self.failures += 1
+            _log.exception(event)
 
     def _decide(self) -> None:
         started_s = self._clock.now()
@@ -198,9 +215,10 @@ class Steerer:
     def _restore(self, body: bytes) -> None:
         head, _newline, dumped = body.partition(b"\n")
         try:
-            cursors: dict[str, Any] = json.loads(head)["cursors"]
-            position = self.engine.restore(dumped)
-            self._cursors = {str(source): int(sequence) for source, sequence in cursors.items()}
-            self._position = position
-        except (MessageError, ValueError, KeyError, TypeError, AttributeError) as error:
+            kept: dict[str, Any] = json.loads(head)["cursors"]
+            cursors = {str(source): int(sequence) for source, sequence in kept.items()}
+            # Last, as it changes the engine: half a state with the whole stream after it would count samples twice.
+            self._position = self.engine.restore(dumped)
+            self._cursors = cursors
+        except (MessageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             _log.error("kept_state_damaged", why=str(error), doing="rebuilding it from the stored samples")

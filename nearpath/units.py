@@ -209,7 +209,7 @@ def next_steps(steps: Sequence[Step], root: Path, user: str | None = None) -> li
         "In each region, with /etc/nearpath/agent.yaml in place (state_dir: /var/lib/nearpath-agent):",
         f"  install -o {agent} -m 0400 TOKEN_FILE /etc/nearpath/agent.token",
         "  systemctl enable --now probe-agent",
-        "dnsd.service is for a box that only answers DNS; beside nearpath.service it is not needed.",
+        "dnsd.service is for answering DNS in a process of its own (docs/systemd.md); nearpath.service answers by itself.",
     ]
     return lines
 

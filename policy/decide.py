@@ -36,14 +36,14 @@ from policy.table import Quality
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What one decision hands to the next: the order, since when the first is first, the best score it had since, and
-    since when a challenger has been ahead of it (None: none is). `measured`: the order rested on some measurement."""
+    since when a challenger has been ahead of it (None: none is). `compared`: the mirrors that had been measured by then."""
 
     order: tuple[str, ...] = ()
     since_s: float = -math.inf
     settled_s: float | None = None
     beaten_since_s: float | None = None
     switches: int = 0
-    measured: bool = False
+    compared: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def decide(
         else:
             fail_open = fail_open or step
     # An order that rested on no measurement is no reason to leave a better mirror behind.
-    order = _sort(remaining, memory.order if memory.measured else (), rules)
+    order = _sort(remaining, memory.order if memory.compared else (), rules)
     order, held, beaten_since_s = _hold_first(order, memory, rules, now)
     first = order[0]
     if len(order) > 1:
@@ -133,7 +133,7 @@ def decide(
         fail_open,
         first.taken_s,
         held,
-        _remember(memory, names, order, beaten_since_s, now),
+        _remember(memory, names, candidates, beaten_since_s, now),
     )
 
 
@@ -241,8 +241,8 @@ def _hold_first(
     since_s = memory.beaten_since_s if memory.beaten_since_s is not None else now
     if step not in ("rtt", "cost") or incumbent.score_s is None or first.score_s is None:
         return order, "", None
-    if memory.settled_s is None:
-        # Nobody had measured the incumbent when it was put first: it has earned no patience.
+    if memory.settled_s is None or (first.name not in memory.compared and now - memory.since_s < rules.dwell):
+        # A cold start: the incumbent was put first before anybody had measured both, and has not lasted itself.
         return order, "", None
     if now - since_s >= _patience_s(first, incumbent, rules):
         return order, "", None
@@ -267,17 +267,19 @@ def _got_worse(incumbent: Candidate, memory: Memory, rules: Steering) -> bool:
 
 
 def _remember(
-    memory: Memory, order: tuple[str, ...], ranked: list[Candidate], beaten_since_s: float | None, now: float
+    memory: Memory, order: tuple[str, ...], candidates: Sequence[Candidate], beaten_since_s: float | None, now: float
 ) -> Memory:
-    score_s = ranked[0].score_s
-    measured = score_s is not None or any(c.score_s is not None for c in ranked)
+    score_s = next(c.score_s for c in candidates if c.name == order[0])
+    compared = memory.compared
+    if len(compared) < len(candidates):
+        compared |= {c.name for c in candidates if c.score_s is not None}
     if not memory.order or memory.order[0] != order[0]:
         switches = memory.switches + (1 if memory.order else 0)
-        return Memory(order, now, score_s, None, switches, measured)
+        return Memory(order, now, score_s, None, switches, compared)
     settled_s = memory.settled_s
     if score_s is not None:
         settled_s = score_s if settled_s is None else min(score_s, settled_s)
-    return Memory(order, memory.since_s, settled_s, beaten_since_s, memory.switches, measured)
+    return Memory(order, memory.since_s, settled_s, beaten_since_s, memory.switches, compared)
 
 
 def _trace_order(trace: Trace, order: list[Candidate], held: str, rules: Steering) -> None:

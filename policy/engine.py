@@ -198,7 +198,7 @@ class SteeringEngine:
             "memories": [
                 [
                     unit.catchment.service, unit.catchment.family, unit.catchment.name, memory.order,
-                    memory.since_s, memory.settled_s, memory.beaten_since_s, memory.switches, memory.measured,
+                    memory.since_s, memory.settled_s, memory.beaten_since_s, memory.switches, sorted(memory.compared),
                 ]
                 for unit, memory in zip(self.units, self._memories, strict=True)
                 if memory.order
@@ -250,7 +250,7 @@ def _restored(
     settled_s: float | None,
     beaten_since_s: float | None,
     switches: int,
-    measured: bool,
+    compared: Sequence[str],
 ) -> Memory:
     known = tuple(name for name in order if name in mirrors)
     kept = Memory(
@@ -259,7 +259,7 @@ def _restored(
         None if settled_s is None else float(settled_s),
         None if beaten_since_s is None else float(beaten_since_s),
         int(switches),
-        bool(measured),
+        frozenset(name for name in compared if name in mirrors),
     )
     # What was remembered of a first that the plan no longer has says nothing about the next one.
     return kept if known[:1] == tuple(order[:1]) else replace(kept, settled_s=None, beaten_since_s=None)

@@ -184,7 +184,12 @@ def test_no_mirror_stays_behind_one_it_clearly_beats(facts: Any, rng: random.Ran
     rules = Steering()
     order = [c.name for c in built(facts)]
     rng.shuffle(order)
-    made = decide(built(facts), Memory(tuple(order), 0.0, 0.01, 0.0, measured=rng.random() < 0.8), rules, 1e9)
+    made = decide(
+        built(facts),
+        Memory(tuple(order), 0.0, 0.01, 0.0, compared=frozenset(rng.sample(order, rng.randint(0, len(order))))),
+        rules,
+        1e9,
+    )
     by_name = {c.name: c for c in built(facts)}
     ranked = [by_name[name] for name in made.order[: made.eligible]]
     assert sorted(made.order) == sorted(by_name)

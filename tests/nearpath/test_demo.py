@@ -1,0 +1,95 @@
+"""`make run` as a new user tries it: the printed lines are run as they stand, and show what is promised."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nearpath.daemon import ROOT, wait_until
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("dig") is None, reason="needs the program dig (Debian package bind9-dnsutils)"),
+    pytest.mark.skipif(shutil.which("curl") is None, reason="needs the program curl"),
+]
+
+
+class Demo:
+    """The running demo and the command lines that it printed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "demo.txt"
+        with self.output.open("wb") as stream:
+            argv = [sys.executable, "-m", "nearpath.main", "demo", "--dir", str(folder / "run"), "--any-port"]
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=ROOT)
+
+    def lines(self, word: str) -> list[str]:
+        """The printed command lines that hold a word, without their remarks."""
+        text = self.output.read_text()
+        return [line.split("    #")[0].strip() for line in text.splitlines() if word in line and line.startswith("   ")]
+
+    def sh(self, line: str) -> str:
+        """Run a printed line in a shell, in the folder where the user stands."""
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, cwd=ROOT, check=False)
+        return (done.stdout + done.stderr).strip()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    running = Demo(tmp_path_factory.mktemp("demo"))
+    try:
+        wait_until(lambda: "end: Ctrl-C" in running.output.read_text(), 45, "the demo is up", running.output)
+        yield running
+    finally:
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(20) == 0
+
+
+def test_the_printed_dig_lines_show_a_different_mirror_for_each_subnet(demo: Demo) -> None:
+    digs = demo.lines("+subnet=")
+    promised = re.findall(r"-> (\S+) \((\w+)\)", demo.output.read_text())
+    assert len(digs) == len(promised) == 3
+    assert [demo.sh(line) for line in digs] == [address for address, _mirror in promised]
+    assert len(set(promised)) == 3
+
+
+def test_status_and_explain_say_why(demo: Demo) -> None:
+    status, explain = demo.lines("nearpath status")[0], demo.lines("nearpath explain")[0]
+    shown = demo.sh(status)
+    for word in ("tokyo", "frankfurt", "virginia", "asia", "europe", "america", "live", "ms"):
+        assert word in shown
+    why = demo.sh(explain)
+    assert "tokyo first" in why
+    assert "slower by" in why
+    assert "quality: live" in why
+
+
+def test_a_slow_mirror_is_left_and_the_answer_follows(demo: Demo) -> None:
+    asia, curl = demo.lines("+subnet=198.51.100.0/24")[0], demo.lines("curl -X POST")[0]
+    tokyo = demo.sh(asia)
+    assert "300 ms" in demo.sh(curl)
+    virginia = re.findall(r"-> (\S+) \(virginia\)", demo.output.read_text())[0]
+    wait_until(lambda: demo.sh(asia) == virginia, 15, "asia moves to the mirror that is now fastest", demo.output)
+    explain = demo.lines("nearpath explain")[0]
+    why = demo.sh(explain)
+    assert "virginia first" in why
+    assert re.search(r"tokyo .*slower by \d+\.\d ms", why), why
+    demo.sh(curl.replace("-X POST", "-X DELETE"))
+    wait_until(lambda: demo.sh(asia) == tokyo, 40, "tokyo is answered again once it has lasted", demo.output)
+
+
+def test_a_typo_in_the_configuration_is_named_and_the_old_one_runs_on(demo: Demo) -> None:
+    config = demo.folder / "run" / "nearpath.yaml"
+    good = config.read_text()
+    config.write_text(good.replace("timeout:", "timeuot:"))
+    said = demo.sh(demo.lines("nearpath reload")[0].partition("then: ")[2])
+    assert re.search(r"nearpath\.yaml:\d+: checks\.web\.timeuot: is not a known key", said), said
+    assert demo.sh(demo.lines("+subnet=192.0.2.0/24")[0])
+    config.write_text(good)

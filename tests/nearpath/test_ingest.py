@@ -1,0 +1,97 @@
+"""Tokens, and how a report becomes samples on the appliance's timeline."""
+
+from __future__ import annotations
+
+import ast
+import hmac
+import inspect
+import json
+from typing import Any
+
+import pytest
+
+from core.messages import SampleReport, decode
+from nearpath import ingest
+from nearpath.ingest import AgentState, accept_report, authenticate, token_sha256
+from tests.nearpath.reporting import INCARNATION, make_config, sample
+
+AGENTS = make_config().agents
+NOW = 1000.0
+
+
+def report(*samples: dict[str, Any], wall_s: float = NOW, incarnation: str = INCARNATION) -> SampleReport:
+    return decode(SampleReport, json.dumps({"incarnation": incarnation, "wall_s": wall_s, "samples": samples}))
+
+
+def test_the_right_token_is_let_in() -> None:
+    assert authenticate("a1", "Bearer token of a1", AGENTS) is AGENTS["a1"]
+    assert authenticate("a1", "bearer  token of a1 ", AGENTS) is AGENTS["a1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "authorization"),
+    [
+        ("a1", ""), ("a1", "Bearer"), ("a1", "Bearer "), ("a1", "token of a1"), ("a1", "Basic token of a1"),
+        ("a1", "Bearer token of a2"), ("a2", "Bearer token of a1"), ("a1", "Bearer TOKEN OF A1"),
+        ("", "Bearer token of a1"), ("none", "Bearer token of a1"), ("none", "Bearer no agent has this token"),
+        ("", "Bearer no agent has this token"), ("A1", "Bearer token of a1"), ("a1\n", "Bearer token of a1"),
+        ("a1", f"Bearer {token_sha256('token of a1')}"), ("a1", "Bearer é"), ("a1", "Bearer \udcff"),
+        ("\udcff", "Bearer \udcff\udcfe"), ("a1", "Bearer " + "x" * 100_000),
+    ],
+    ids=lambda value: ascii(value)[:24],
+)  # fmt: skip
+def test_all_else_is_not(name: str, authorization: str) -> None:
+    assert authenticate(name, authorization, AGENTS) is None
+
+
+def test_tokens_are_compared_in_constant_time() -> None:
+    # A timing test would prove nothing on a shared machine; so: no == on what a caller sent, one compare_digest.
+    tree = ast.parse(inspect.getsource(authenticate))
+    calls = [n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    assert calls.count("compare_digest") == 1
+    compared = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Compare)]
+    assert not [text for text in compared if "token" in text or "expected" in text]
+    assert ingest.hmac.compare_digest is hmac.compare_digest
+
+
+def test_an_age_is_a_time_on_our_timeline_whatever_the_agents_clock_says() -> None:
+    for wall_s in (NOW, 0.0, 4e9, -4e9):
+        (taken,) = accept_report(report(sample(1, age_s=2.5), wall_s=wall_s), AGENTS["a1"], AgentState("a1"), NOW)
+        assert taken.taken_s == 997.5
+        assert (taken.agent, taken.region, taken.incarnation) == ("a1", "eu", INCARNATION)
+        assert not taken.quarantined
+
+
+def test_samples_are_put_in_order_and_keep_what_they_say() -> None:
+    taken = accept_report(
+        report(sample(3), sample(1, None), sample(2, load_ratio=0.5, stamp="kernel")),
+        AGENTS["a1"],
+        AgentState("a1"),
+        NOW,
+    )
+    assert [t.sequence for t in taken] == [1, 2, 3]
+    assert (taken[0].rtt_s, taken[0].loss) == (None, "timeout")
+    assert (taken[1].load_ratio, taken[1].stamp) == (0.5, "kernel")
+
+
+def test_a_clock_that_jumped_quarantines_what_was_dated_by_it() -> None:
+    state = AgentState("a1")
+
+    def quarantined(wall_s: float, now: float) -> list[bool]:
+        given = report(sample(1, age_by="wall"), sample(2, age_by="boot"), wall_s=wall_s)
+        return [t.quarantined for t in accept_report(given, AGENTS["a1"], state, now)]
+
+    assert quarantined(NOW + 50, NOW) == [False, False]  # a constant skew is no jump
+    assert quarantined(NOW + 60.9, NOW + 10) == [False, False]  # 0.9 s of drift and delay neither
+    assert quarantined(NOW + 20, NOW + 20) == [True, False]
+    assert state.skew_s == 0.0
+    assert quarantined(NOW + 21, NOW + 21) == [False, False]
+    assert quarantined(NOW - 3600, NOW + 22) == [True, False]
+
+
+def test_a_new_incarnation_begins_its_count_anew() -> None:
+    state = AgentState("a1", incarnation=INCARNATION, last_sequence=500)
+    accept_report(report(sample(1)), AGENTS["a1"], state, NOW)
+    assert (state.last_sequence, state.heard_s) == (500, NOW)
+    accept_report(report(sample(1), incarnation="f" * 16), AGENTS["a1"], state, NOW + 1)
+    assert (state.incarnation, state.last_sequence, state.heard_s) == ("f" * 16, 0, NOW + 1)
