@@ -129,13 +129,9 @@ def config_schema(
     agent: Annotated[bool, typer.Option("--agent", help="The probe agent's schema.")] = False,
 ) -> None:
     """Print the JSON schema of the configuration file, for editors."""
+    from nearpath.schema import schema_text
+
     print(schema_text(AgentConfig if agent else Config), end="")
-
-
-def schema_text(model: type[Config] | type[AgentConfig]) -> str:
-    """The schema of a configuration model as it is kept under configs/schema/."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 @app.command("agent-token")

@@ -1,0 +1,1 @@
+"""API gateway with an honest fallback ladder."""
