@@ -80,6 +80,9 @@ class Dns(Section):
     nsid: str = Field(default="", max_length=64, description="sent when a client asks for NSID (RFC 5001)")
     max_udp_size: Size = Field(default=1232, ge=512, le=4096, description="largest UDP answer (DNS flag day 2020)")
     tcp_idle: Duration = Field(default=10.0, gt=0, description="a TCP connection without a query is closed after this")
+    metrics: list[Listen] = Field(
+        default_factory=list, max_length=16, description="where a `dnsd` process of its own serves /metrics and health"
+    )
     tcp_connections: int = Field(default=512, ge=1, le=65536, description="open TCP connections at once")
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+EX_CONFIG = 78
+"""Exit status for a wrong configuration (sysexits.h): no restart mends it, and the systemd units make none."""
+
 
 class NearpathError(Exception):
     """An error an operator can act on: `what` is wrong and how to `fix` it."""
+
+    exit_status = 1
+    """Of a daemon that cannot start because of it."""
 
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(f"{what}: {fix}" if fix else what)
@@ -31,6 +37,8 @@ class Problem:
 
 class ConfigError(NearpathError):
     """A configuration that cannot be used; `problems` holds every fault found, not only the first."""
+
+    exit_status = EX_CONFIG
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from core.errors import NearpathError
+from core.errors import EX_CONFIG, NearpathError
 from dnsd import names, records
 from dnsd.records import Node
 from dnsd.zone import Zone
@@ -25,6 +25,8 @@ MAX_NSID_BYTES = 64
 
 class ImageError(NearpathError):
     """Zones and steered names that contradict each other; it names the steered name or the zone."""
+
+    exit_status = EX_CONFIG
 
 
 @dataclass(frozen=True, slots=True)

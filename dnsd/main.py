@@ -160,7 +160,7 @@ async def serve(file: Path, notifier: Notifier) -> None:
     try:
         daemon.server.start()
         await runner.setup()
-        for listen in daemon.config.metrics.listen:
+        for listen in daemon.config.dns.metrics:
             await web.SockSite(runner, bind_tcp(listen)).start()
         _log.info("ready", listen=daemon.server.addresses, zones=len(daemon.names.zones))
         notifier.ready(f"serving {len(daemon.names.zones)} zones")
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(serve(options.config, Notifier()))
     except NearpathError as error:
         sys.stderr.write(f"dnsd: {error}\n")
-        return 1
+        return error.exit_status
     return 0
 
 

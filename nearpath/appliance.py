@@ -139,8 +139,8 @@ class Appliance:
         return self._loaded.config
 
     @property
-    def zone_warnings(self) -> tuple[str, ...]:
-        """What is odd about the zones being served."""
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the configuration being served."""
         return self._loaded.warnings
 
     def not_ready(self) -> list[str]:

@@ -215,13 +215,14 @@ def demo(
 @app.command("install-units")
 def install_units(
     root: Annotated[Path, typer.Option(help="Install below this folder.")] = Path("/"),
+    user: Annotated[str | None, typer.Option(help="Run the daemons as this user, not as users of their own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite units that were changed locally.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
     """Place the systemd units of all daemons, their user and their limits."""
     from nearpath.units import install
 
-    for line in install(root, force=force, dry_run=dry_run):
+    for line in install(root, user, force=force, dry_run=dry_run):
         console.print(line, soft_wrap=True)
 
 

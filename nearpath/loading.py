@@ -12,6 +12,7 @@ from dnsd.io_files import read_names, read_region_sources
 from dnsd.zone import Zone
 from policy.plan import SteeringPlan, make_plan
 from policy.regions import Finding, RegionMap, lint_regions
+from probes.schedule import worst_case_down_s
 
 _Stamp = tuple[int, int, int]
 
@@ -38,7 +39,8 @@ def load(config: Config, older: Loaded | None = None) -> Loaded:
     _check_region_names(config, names.regions)
     if config.report.tls:
         make_tls_context(config.report.tls)
-    return Loaded(config, names.zones, make_plan(config, names.regions), names.warnings, stamps)
+    warnings = (*names.warnings, *_slow_checks(config))
+    return Loaded(config, names.zones, make_plan(config, names.regions), warnings, stamps)
 
 
 def lint_config_regions(config: Config) -> tuple[Finding, ...]:
@@ -58,6 +60,19 @@ def make_tls_context(tls: Tls) -> ssl.SSLContext:
             "both must be PEM files that belong together and that the daemon's user can read",
         ) from None
     return context
+
+
+def _slow_checks(config: Config) -> list[str]:
+    fall = config.steering.fall
+    found = []
+    for name, check in config.checks.items():
+        worst_s, promised_s = worst_case_down_s(check.interval, check.timeout, fall), fall * check.interval + 1
+        if worst_s > promised_s:
+            found.append(
+                f"check {name}: a dead mirror may be answered for {worst_s:.1f} s, more than {fall} intervals + 1 s: "
+                f"make its timeout at most 60% of its interval"
+            )
+    return found
 
 
 def _region_part(config: Config) -> object:

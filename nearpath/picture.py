@@ -31,7 +31,7 @@ def make_picture(appliance: Appliance) -> dict[str, Any]:
             "dns": appliance.dns_addresses,
             "report": appliance.report_addresses,
             "metrics": appliance.metrics_addresses,
-            "zone_warnings": list(appliance.zone_warnings),
+            "warnings": list(appliance.warnings),
         },
         "agents": [
             {

@@ -23,7 +23,7 @@ def run_appliance(config_file: Path, *, with_dns: bool = True) -> None:
         asyncio.run(_run(config_file, with_dns))
     except NearpathError as error:
         _log.error("cannot_start", why=str(error))
-        sys.exit(1)
+        sys.exit(error.exit_status)
 
 
 async def _run(config_file: Path, with_dns: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.errors import NearpathError, Problem
+from core.errors import EX_CONFIG, NearpathError, Problem
 
 MAX_SHOWN = 20
 """Problems kept of one table: enough to see the pattern, few enough to read."""
@@ -15,6 +15,8 @@ MAX_QUOTED = 80
 
 class RegionError(NearpathError):
     """Region sources that cannot be used; `problems` holds the first MAX_SHOWN, `count` tells how many there are."""
+
+    exit_status = EX_CONFIG
 
     def __init__(self, what: str, problems: Sequence[Problem], count: int | None = None, fix: str = "") -> None:
         self.count = len(problems) if count is None else count

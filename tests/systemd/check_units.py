@@ -67,8 +67,11 @@ zones:
   - {origin: mirror.test., file: mirror.zone}
 """
 
-# As docs/systemd.md says: the appliance's file with another metrics.listen.
-DNSD_SPLIT = NEARPATH.replace(":9153", ":9154")
+ALONE = """\
+[Service]
+ExecStart=
+ExecStart=/opt/nearpath/bin/dnsd -c /etc/nearpath/dnsd.yaml
+"""
 
 ZONE = """\
 $TTL 300
@@ -103,6 +106,7 @@ def box() -> Iterator[Container]:
         token.touch(mode=0o400)
         token.write_text(TOKEN + "\n")
         container.chroot("chown", "nearpath-agent:", "/etc/nearpath/agent.token")
+        add_drop_in(container, "dnsd", "alone", ALONE)
         container.chroot("systemctl", "enable", "nearpath", "probe-agent", "dnsd")
         container.boot()
         yield container
@@ -261,8 +265,8 @@ def test_stop_is_clean(box: Container, unit: str) -> None:
 
 
 def test_dnsd_answers_while_the_appliance_is_away(box: Container) -> None:
-    file = box.tree / "etc/nearpath/dnsd.yaml"
-    file.write_text(DNSD_SPLIT)
+    alone = box.tree / "etc/systemd/system/dnsd.service.d/alone.conf"
+    alone.unlink()
     split = add_drop_in(box, "nearpath", "split", DECIDE_ONLY)
     box.do("systemctl", "daemon-reload")
     box.do("systemctl", "restart", "nearpath")
@@ -278,7 +282,7 @@ def test_dnsd_answers_while_the_appliance_is_away(box: Container) -> None:
         assert show(box, "nearpath", "ActiveState") == "active", journal(box, "nearpath")
     finally:
         split.unlink()
-        file.write_text(DNSD_ALONE)
+        add_drop_in(box, "dnsd", "alone", ALONE)
         box.do("systemctl", "daemon-reload")
         box.do("systemctl", "restart", "dnsd", "nearpath")
 
