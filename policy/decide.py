@@ -18,7 +18,8 @@ The margin of two mirrors is the largest of `min_gain`, `min_gain_share` of the 
 their difference. The order before is where sorting starts, so a mirror passes another only with that margin. And the first
 place changes on `rtt` or `cost` only when a challenger has stayed ahead for `dwell`, and ten times as long while its lead
 is not clear, that is not above 4 standard errors by the paths' jitter. A clear lead over an incumbent that got worse than
-it was at its best in this place acts at once: bad news acts at once, good news must last.
+it was at its best in this place acts at once: bad news acts at once, good news must last. A challenger that is known better
+than before (live again after old or distant values) has brought knowledge, not news, and does not wait either.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from policy.table import Quality
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What one decision hands to the next: the order, since when the first is first, the best score it had since, and
-    since when a challenger has been ahead of it (None: none is). `compared`: the mirrors that had been measured by then."""
+    since when a challenger has been ahead of it (None: none is). `compared`: how well each mirror was known when measured."""
 
     order: tuple[str, ...] = ()
     since_s: float = -math.inf
     settled_s: float | None = None
     beaten_since_s: float | None = None
     switches: int = 0
-    compared: frozenset[str] = frozenset()
+    compared: Mapping[str, Quality] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +242,12 @@ def _hold_first(
     since_s = memory.beaten_since_s if memory.beaten_since_s is not None else now
     if step not in ("rtt", "cost") or incumbent.score_s is None or first.score_s is None:
         return order, "", None
-    if memory.settled_s is None or (first.name not in memory.compared and now - memory.since_s < rules.dwell):
+    known = memory.compared.get(first.name)
+    if memory.settled_s is None or (known is None and now - memory.since_s < rules.dwell):
         # A cold start: the incumbent was put first before anybody had measured both, and has not lasted itself.
+        return order, "", None
+    if known is not None and first.quality < known:
+        # The challenger did not get better, it is known better: the region's own vantages are back, say.
         return order, "", None
     if now - since_s >= _patience_s(first, incumbent, rules):
         return order, "", None
@@ -270,9 +275,9 @@ def _remember(
     memory: Memory, order: tuple[str, ...], candidates: Sequence[Candidate], beaten_since_s: float | None, now: float
 ) -> Memory:
     score_s = next(c.score_s for c in candidates if c.name == order[0])
-    compared = memory.compared
-    if len(compared) < len(candidates):
-        compared |= {c.name for c in candidates if c.score_s is not None}
+    known = memory.compared
+    news = {c.name: c.quality for c in candidates if c.score_s is not None and known.get(c.name) is not c.quality}
+    compared = {**known, **news} if news else known
     if not memory.order or memory.order[0] != order[0]:
         switches = memory.switches + (1 if memory.order else 0)
         return Memory(order, now, score_s, None, switches, compared)

@@ -7,7 +7,7 @@ stale and challengers ripe), and stores `dump()` together with the stream positi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -198,7 +198,7 @@ class SteeringEngine:
             "memories": [
                 [
                     unit.catchment.service, unit.catchment.family, unit.catchment.name, memory.order,
-                    memory.since_s, memory.settled_s, memory.beaten_since_s, memory.switches, sorted(memory.compared),
+                    memory.since_s, memory.settled_s, memory.beaten_since_s, memory.switches, memory.compared,
                 ]
                 for unit, memory in zip(self.units, self._memories, strict=True)
                 if memory.order
@@ -221,7 +221,7 @@ class SteeringEngine:
                 if path is not None:
                     path.load(rest)
             self._restore_memories(body["memories"])
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             for path in self.paths.values():
                 path.reset()
             self._memories = [Memory() for _ in self.units]
@@ -230,6 +230,19 @@ class SteeringEngine:
             ) from None
         self.generation = max(self.generation, generation)
         return position
+
+    def no_later_than(self, now: float) -> None:
+        """Take restored times that lie after `now` for `now`: the wall clock may have been set back before the restart."""
+        for path in self.paths.values():
+            path.no_later_than(now)
+        self._memories = [
+            replace(
+                memory,
+                since_s=min(memory.since_s, now),
+                beaten_since_s=None if memory.beaten_since_s is None else min(memory.beaten_since_s, now),
+            )
+            for memory in self._memories
+        ]
 
     def _restore_memories(self, dumped: Sequence[Sequence[Any]]) -> None:
         kept = {(service, family, name): rest for service, family, name, *rest in dumped}
@@ -250,7 +263,7 @@ def _restored(
     settled_s: float | None,
     beaten_since_s: float | None,
     switches: int,
-    compared: Sequence[str],
+    compared: Mapping[str, int],
 ) -> Memory:
     known = tuple(name for name in order if name in mirrors)
     kept = Memory(
@@ -259,7 +272,7 @@ def _restored(
         None if settled_s is None else float(settled_s),
         None if beaten_since_s is None else float(beaten_since_s),
         int(switches),
-        frozenset(name for name in compared if name in mirrors),
+        {name: Quality(quality) for name, quality in compared.items() if name in mirrors},
     )
     # What was remembered of a first that the plan no longer has says nothing about the next one.
     return kept if known[:1] == tuple(order[:1]) else replace(kept, settled_s=None, beaten_since_s=None)

@@ -92,6 +92,7 @@ class PathEstimator:
         "_rise",
         "_rtts",
         "_surprises",
+        "_unloaded",
         "_up_count",
         "_up_outcomes",
         "count",
@@ -145,6 +146,16 @@ class PathEstimator:
         self.loss_cost_s = 0.0
         self.loss = ""
         self.load_ratio: float | None = None
+        self._unloaded = 0
+
+    def no_later_than(self, now: float) -> None:
+        """Take kept times that lie after `now` for `now`: the wall clock was set back before a restart.
+
+        Else the path would count as just measured, and as just fallen, until the clock has caught up.
+        """
+        self.taken_s = min(self.taken_s, now)
+        self.down_since_s = min(self.down_since_s, now)
+        self.penalty_s = min(self.penalty_s, now)
 
     def take(self, sample: PathSample) -> bool:
         """Take one sample in; True when the state (up, down, ...) changed. Quarantined samples are ignored."""
@@ -154,7 +165,7 @@ class PathEstimator:
         self.taken_s = now = max(self.taken_s, sample.taken_s)
         self.count += 1
         if sample.load_ratio is not None:
-            self.load_ratio = sample.load_ratio
+            self.load_ratio, self._unloaded = sample.load_ratio, 0
         before = self.state
         if sample.rtt_s is None:
             self._outcomes = (self._outcomes << 1 | 1) & _LOSS_MASK
@@ -172,6 +183,11 @@ class PathEstimator:
                 del rtts[0]
             self.rtt_s, self.se_s = locate(rtts)
             self.jitter_se_s = _MEDIAN_SE * math.sqrt(self._jitter_var / len(rtts))
+            if self.load_ratio is not None and sample.load_ratio is None:
+                # A mirror that has stopped reporting its load must not stay behind for its last word.
+                self._unloaded += 1
+                if self._unloaded >= WINDOW:
+                    self.load_ratio = None
             self._ok(now)
         return self.state is not before
 

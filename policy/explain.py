@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from policy.engine import Examination, SteeringEngine, make_row
+from policy.estimate import PathEstimator, PathState
 from policy.evidence import Candidate
 from policy.regions import RegionMap
+
+_MOST_CULPRITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ def _candidates(examined: Examination, now: float) -> tuple[CandidateView, ...]:
     reasons: dict[str, str] = {}
     for step, _remark, touched in examined.trace.steps:
         for mirror, why in touched.items():
-            reasons.setdefault(mirror, f"{step}: {why}")
+            culprits = _culprits(examined, mirror, now) if step == "up" else ""
+            reasons.setdefault(mirror, f"{step}: {why}{culprits}")
     by_name = {c.name: c for c in examined.candidates}
     views = []
     for rank, name in enumerate(decision.order):
@@ -131,3 +135,30 @@ def _candidates(examined: Examination, now: float) -> tuple[CandidateView, ...]:
             )
         )
     return tuple(views)
+
+
+def _culprits(examined: Examination, mirror: str, now: float) -> str:
+    """Which vantage's check keeps a mirror out, and why: what an operator asks next."""
+    unit = examined.unit
+    watched = next(w for w in unit.watched if w.mirror.name == mirror)
+    candidate = next(c for c in examined.candidates if c.name == mirror)
+    if candidate.up_level is None:
+        return ""
+    found = [
+        f"{vantage.agent}: {check} {_why_out(path, now)}"
+        for vantage in watched.levels[candidate.up_level]
+        for check, path in zip(unit.service.checks, vantage.checks, strict=True)
+        if path.state in (PathState.DOWN, PathState.DAMPED)
+    ]
+    more = [f"{len(found) - _MOST_CULPRITS} more"] if len(found) > _MOST_CULPRITS else []
+    return "".join(f"; {text}" for text in found[:_MOST_CULPRITS] + more)
+
+
+def _why_out(path: PathEstimator, now: float) -> str:
+    if path.state is PathState.DAMPED:
+        return f"answers, but is damped (flap penalty {path.penalty_at(now):.0f})"
+    if path.run_ok:
+        return f"was down, {path.run_ok} good in a row so far"
+    # The agent's word, and perhaps the mirror's: it goes to a terminal.
+    loss = "".join(c if c.isprintable() else "?" for c in path.loss)
+    return f"down ({loss})" if loss else "down"

@@ -107,7 +107,8 @@ def load_services(dumped: bytes, regions: RegionMap) -> SteeringTable:
             for owner, families in body["services"].items()
         }
         return SteeringTable(int(body["generation"]), float(body["decided_s"]), regions, services)
-    except (ValueError, TypeError, KeyError, StopIteration, RecursionError) as error:
+    # RuntimeError is what the StopIteration of a region without a row becomes inside a generator (PEP 479).
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
         raise MessageError(
             "the kept steering table is damaged", f"{error!r}; it comes anew with the appliance"
         ) from None

@@ -189,7 +189,7 @@ class Town:
 
     # -- waiting
 
-    def until_settled(self, timeout_s: float = 40.0) -> None:
+    def until_settled(self, timeout_s: float = 60.0) -> None:
         """Wait until every region is answered with its truly fastest mirror, live, over IPv4 and IPv6."""
         for rtype in ("A", "AAAA"):
             for region in REGIONS:

@@ -152,19 +152,25 @@ def test_margin_by_hand(a: Candidate, b: Candidate, margin_ms: float) -> None:
 
 
 def settled(*order: str, since_s: float = 0.0, score_ms: float = 10.0, beaten_since_s: float | None = None) -> Memory:
-    return Memory(order, since_s, score_ms / 1000, beaten_since_s, compared=frozenset(order))
+    return Memory(order, since_s, score_ms / 1000, beaten_since_s, compared=dict.fromkeys(order, Quality.LIVE))
 
 
 def test_a_mirror_measured_for_the_first_time_takes_its_place_at_once() -> None:
     memory = settled("b", "a", since_s=999.0)
-    late = Memory(("b", "a"), 999.0, 0.010, None, compared=frozenset({"b"}))
+    late = Memory(("b", "a"), 999.0, 0.010, None, compared={"b": Quality.LIVE})
     assert once(mirror("a", 5), mirror("b", 10), memory=memory, now=1000).order == ("b", "a"), "b has won against a"
     made = once(mirror("a", 5), mirror("b", 10), memory=late, now=1000)
     assert made.order == ("a", "b"), "a cold start is no contest: a had not been measured"
-    assert made.memory.compared == {"a", "b"}
-    long_ago = Memory(("b", "a"), 0.0, 0.010, None, compared=frozenset({"b"}))
+    assert made.memory.compared == {"a": Quality.LIVE, "b": Quality.LIVE}
+    long_ago = Memory(("b", "a"), 0.0, 0.010, None, compared={"b": Quality.LIVE})
     made = once(mirror("a", 5), mirror("b", 10), memory=long_ago, now=1000)
     assert (made.order[0], made.held) == ("b", "a"), "a mirror that is new to an old order has to last"
+
+
+def test_a_mirror_known_better_than_before_does_not_wait() -> None:
+    """An agent was away, the region above had put b first; its own vantage is back and has always known a to be faster."""
+    memory = Memory(("b", "a"), 0.0, 0.010, None, compared={"a": Quality.STALE, "b": Quality.LIVE})
+    assert once(mirror("a", 5), mirror("b", 10), memory=memory, now=1000).order == ("a", "b")
 
 
 def test_within_the_margin_the_incumbent_stays() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from core.errors import MessageError
 from core.messages import MirrorAdmin
 from policy.engine import SteeringEngine
+from policy.estimate import PathState
+from policy.explain import explain
 from policy.plan import make_plan
 from policy.table import Quality
 
@@ -275,3 +278,73 @@ def test_a_reload_keeps_what_operators_said(make_world: MakeWorld) -> None:
     world.engine.set_admin(MirrorAdmin("a", True, "me", world.now), "a")
     new = reloaded(world, make_world)
     assert new.order("de") == ("b", "a")
+
+
+# -- a wall clock that was set back before the restart: kept times lie in the future
+
+
+def test_after_the_clock_was_set_back_nothing_is_live_for_longer_than_live_for(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.run(60, {"de1": GOOD, "us1": GOOD})
+    engine = restarted(world)
+    now = world.now - 86_400
+    engine.no_later_than(now)
+    world.engine = engine
+    world.now = now
+    assert world.decision("de").quality is Quality.LIVE
+    world.now = now + 31
+    assert world.decision("de").quality is not Quality.LIVE, "no sample for 31 s"
+
+
+def test_after_the_clock_was_set_back_a_mirror_that_is_down_comes_back(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.run(60, {"de1": GOOD, "us1": GOOD})
+    world.run(30, {"de1": {"a": None, "b": 80.0}})
+    engine = restarted(world)
+    assert engine.paths["de1", "a", "http", 4].state is PathState.DOWN
+    world.engine, world.now = engine, world.now - 86_400
+    engine.no_later_than(world.now)
+    world.run(60, {"de1": GOOD})
+    assert engine.paths["de1", "a", "http", 4].state is PathState.UP
+
+
+def test_after_the_clock_was_set_back_a_challenger_needs_dwell_and_no_more(make_world: MakeWorld) -> None:
+    world = make_world(mirrors={"a": {}, "b": {}})
+    world.run(120, {"de1": {"a": 50.0, "b": 80.0}})
+    engine = restarted(world)
+    world.engine, world.now = engine, world.now - 86_400
+    engine.no_later_than(world.now)
+    world.run(600, {"de1": {"a": 50.0, "b": 10.0}})
+    assert world.answers("de") == ["b"]
+
+
+# -- explain
+
+
+def story(world: Any, region_address: int) -> Any:
+    return explain(world.engine, world.owner, 4, "", region_address, 4, world.now)
+
+
+def why(world: Any, mirror: str) -> str:
+    told = story(world, 0x0A010001)  # 10.1.0.1, a client in de
+    return str(next(c.reason for c in told.candidates if c.mirror == mirror))
+
+
+def test_explain_names_the_vantage_and_the_check_that_keep_a_mirror_out(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.run(30, {"de1": GOOD})
+    for _ in range(3):
+        world.engine.take(replace(world.sample("de1", "a", None), loss="status 503\x1b[2J"))
+    assert why(world, "a") == "up: up for 0 of 1 vantages; de1: http down (status 503?[2J)"
+    world.probe("de1", {"a": 10.0})
+    assert why(world, "a") == "up: up for 0 of 1 vantages; de1: http was down, 1 good in a row so far"
+
+
+def test_explain_tells_that_a_path_is_damped(make_world: MakeWorld) -> None:
+    steering = {"rise": 1, "hold_down": "0s", "damping": {"suppress": 1500, "reuse": 1000}}
+    world = make_world(steering=steering)
+    world.run(30, {"de1": GOOD})
+    for _ in range(2):
+        world.run(15, {"de1": {"a": None, "b": 50.0}})
+        world.run(5, {"de1": GOOD})
+    assert "de1: http answers, but is damped (flap penalty 1" in why(world, "a")

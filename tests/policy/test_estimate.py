@@ -10,7 +10,7 @@ import pytest
 
 from core.config import Steering
 from core.messages import PathSample
-from policy.estimate import PathEstimator, PathState, locate, wilson_lower
+from policy.estimate import WINDOW, PathEstimator, PathState, locate, wilson_lower
 
 UNKNOWN, UP, DOWN, DAMPED = PathState.UNKNOWN, PathState.UP, PathState.DOWN, PathState.DAMPED
 
@@ -299,6 +299,16 @@ def test_load_is_the_last_reported() -> None:
     assert path.path.load_ratio == 0.5
     path.take(0.02, load_ratio=0.7)
     assert path.path.load_ratio == 0.7
+
+
+def test_a_load_that_is_no_longer_reported_is_forgotten() -> None:
+    path = Path()
+    path.take(0.02, load_ratio=0.99)
+    for _ in range(WINDOW - 1):
+        path.take(0.02)
+    assert path.path.load_ratio == 0.99, "some answers without it are no news"
+    path.take(0.02)
+    assert path.path.load_ratio is None, "else one high report would keep the mirror behind for ever"
 
 
 # -- over a restart

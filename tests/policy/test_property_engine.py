@@ -19,7 +19,7 @@ from policy.engine import SteeringEngine
 from policy.evidence import Candidate, Watched
 from policy.explain import explain
 from policy.plan import MirrorPlan, make_plan
-from policy.table import SteeringTable
+from policy.table import Quality, SteeringTable
 
 MakeWorld = Callable[..., Any]
 
@@ -186,7 +186,13 @@ def test_no_mirror_stays_behind_one_it_clearly_beats(facts: Any, rng: random.Ran
     rng.shuffle(order)
     made = decide(
         built(facts),
-        Memory(tuple(order), 0.0, 0.01, 0.0, compared=frozenset(rng.sample(order, rng.randint(0, len(order))))),
+        Memory(
+            tuple(order),
+            0.0,
+            0.01,
+            0.0,
+            compared={name: rng.choice(list(Quality)) for name in rng.sample(order, rng.randint(0, len(order)))},
+        ),
         rules,
         1e9,
     )
