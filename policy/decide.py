@@ -36,8 +36,8 @@ from policy.table import Quality
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one decision hands to the next: the order, since when the first is first, the best score it had since, and
-    since when a challenger has been ahead of it (None: none is). `compared`: how well each mirror was known when measured."""
+    """What one decision hands to the next: the order, since when the first is first, the best score it had since, since when
+    a challenger has been ahead of it (None: none is), and in `compared` how well each mirror was known when measured."""
 
     order: tuple[str, ...] = ()
     since_s: float = -math.inf

@@ -186,7 +186,11 @@ def test_g_an_agent_dies_and_its_region_steps_down_the_ladder(town: Town) -> Non
     town.wan.wait_until(
         lambda: town.explain(client)["candidates"][0]["measured_from"] == "upper", STALE_FOR_S + 10, "north asks upper"
     )
-    assert town.mirror_for("north") == town.true_order("south")[0], "upper's only live vantage is in the south"
+    story = town.explain(client)
+    ahead = {story["candidates"][0]["mirror"], story["held_back"]}
+    assert town.true_order("south")[0] in ahead, (
+        "upper's only live vantage is in the south; its favourite may have to last"
+    )
     assert town.explain("10.1.200.7")["region"] == "north-town"
     town.start_agent("north")
     town.until_settled()
