@@ -231,6 +231,15 @@ class Damping(Section):
     def _ordered(self) -> Damping:
         if self.reuse >= self.suppress:
             raise ValueError(f"reuse {self.reuse} must be below suppress {self.suppress}")
+        # RFC 2439 4.2: the penalty is cut off at what decays to `reuse` within `max_suppress`.
+        halvings = self.max_suppress / self.half_life
+        if halvings < 64 and self.reuse * 2.0**halvings <= self.suppress:
+            ceiling = self.reuse * 2.0**halvings
+            raise ValueError(
+                f"nothing would ever be damped: with max_suppress {self.max_suppress:g}s and half_life "
+                f"{self.half_life:g}s a penalty is never above {ceiling:.0f} (reuse * 2^(max_suppress / half_life)), and "
+                f"suppress is {self.suppress}: raise max_suppress or lower half_life"
+            )
         return self
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import signal
 import sys
 import time
@@ -45,7 +46,7 @@ class _Store:
     file: Path
     table_revision: int = -1
     alive_revision: int = -1
-    alive_seen_s: float = 0.0
+    alive_seen_s: float = -math.inf
     silent: bool = True
     table: SteeringTable | None = None
     error: str = ""
@@ -86,14 +87,21 @@ def _serving(store: _Store) -> SteeringTable | None:
     return mark_stale(store.table) if store.table and store.silent else store.table
 
 
-def load_image(file: Path, generation: int) -> tuple[Config, Names, _Store, Image]:
-    """Everything from the files; NearpathError (ConfigError, ImageError) names what is wrong."""
+def load_image(
+    file: Path, generation: int, now: float, older: _Store | None = None
+) -> tuple[Config, Names, _Store, Image]:
+    """Everything from the files; NearpathError (ConfigError, ImageError) names what is wrong.
+
+    What `older` has heard of the appliance stays true over a reload.
+    """
     config = read_config(file)
     names = read_names(config)
     for warning in names.warnings:
         _log.warning("zone_warning", warning=warning)
     store = _Store(Path(config.state_dir) / "bus.sqlite")
-    poll(store, names, _SILENT_S + 1)
+    if older is not None and older.file == store.file:
+        store.alive_revision, store.alive_seen_s, store.silent = older.alive_revision, older.alive_seen_s, older.silent
+    poll(store, names, now)
     missing = sorted(set(config.services) - set(store.table.services if store.table else ()))
     if missing:
         # Serving without it would say NXDOMAIN for names that exist.
@@ -112,7 +120,7 @@ class _Daemon:
     def __init__(self, file: Path, notifier: Notifier) -> None:
         self.file = file
         self.notifier = notifier
-        self.config, self.names, self.store, image = load_image(file, 1)
+        self.config, self.names, self.store, image = load_image(file, 1, time.monotonic())
         self.registry = CollectorRegistry()
         self.server = DnsServer(self.config.dns, self.registry)
         self.server.swap(image)
@@ -131,7 +139,9 @@ class _Daemon:
     def reload(self) -> None:
         """Serve what the files say now; a fault changes nothing and is logged."""
         try:
-            config, names, store, image = load_image(self.file, self.server.image().generation + 1)
+            config, names, store, image = load_image(
+                self.file, self.server.image().generation + 1, time.monotonic(), self.store
+            )
         except NearpathError as error:
             _log.error("reload_failed", why=str(error), doing="the old configuration runs on")
             return

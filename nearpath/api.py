@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -14,11 +16,17 @@ from core.errors import BusUnavailable, MessageError
 from core.io_clock import AnchoredClock
 from core.io_log import get_logger
 from core.messages import ReportAck, SampleReport, Target, TargetList, decode, encode
-from nearpath.ingest import AgentState, accept_report, authenticate
+from nearpath.ingest import NEW_INCARNATION_EVERY_S, AgentState, accept_report, authenticate
+from nearpath.silence import heed_silence
 from nearpath.steerer import SAMPLES, Steerer
+from probes.loglimit import LogLimit
 
 AGENT_HEADER = "X-Nearpath-Agent"
 _RETRY_S = 2
+_MOST_UNDER_WAY = 8
+"""Reports of one agent that are held in memory at once; a sound agent sends one after the other."""
+
+_READ_TIMEOUT_S = 60.0
 _log = get_logger("api")
 
 
@@ -54,6 +62,13 @@ class ReportInterface:
     agents: dict[str, AgentState]
     locks: dict[str, asyncio.Lock]
     refused: int = 0
+    log_limit: LogLimit = field(default_factory=LogLimit)
+
+    def complain(self, event: str, agent: str, **more: object) -> None:
+        """Log what somebody did wrong, once a minute for each event and agent: it must not fill the log."""
+        held_back = self.log_limit.pass_through(f"{event} {agent[:64]}", self.clock.now())
+        if held_back is not None:
+            _log.warning(event, agent=agent[:64], same_before=held_back, **more)
 
     def reload(self, config: Config) -> None:
         """Serve another configuration; agents that it no longer names are refused from now on."""
@@ -70,7 +85,9 @@ def make_report_app(api: ReportInterface) -> web.Application:
         agent = authenticate(name, request.headers.get("Authorization", ""), api.config.agents)
         if agent is None:
             api.refused += 1
-            _log.warning("agent_refused", agent=name[:64], address=request.remote, why="unknown name or wrong token")
+            # One line for all unknown names: they are free to make up.
+            known = name if name in api.config.agents else "(unknown)"
+            api.complain("agent_refused", known, address=request.remote, why="unknown name or wrong token")
             raise _unauthorized()
         state = api.agents.setdefault(name, AgentState(name))
         state.address = request.remote or ""
@@ -85,25 +102,49 @@ def make_report_app(api: ReportInterface) -> web.Application:
 
     async def samples(request: web.Request) -> web.Response:
         state = agent_of(request)
-        try:
-            report = decode(SampleReport, await request.read())
-        except MessageError as error:
-            _log.warning("report_refused", agent=state.name, why=str(error))
-            raise web.HTTPBadRequest(text=f"{error}\n") from None
-        # One report of an agent at a time: a repeated one must find what the first has stored.
-        async with api.locks.setdefault(state.name, asyncio.Lock()):
-            return await _store(api, state, report)
+        with _under_way(state):
+            try:
+                async with asyncio.timeout(_READ_TIMEOUT_S):
+                    body = await request.read()
+            except TimeoutError:
+                raise web.HTTPRequestTimeout(text="the report did not come in time\n") from None
+            try:
+                report = decode(SampleReport, body)
+            except MessageError as error:
+                api.complain("report_refused", state.name, why=str(error))
+                raise web.HTTPBadRequest(text=f"{error}\n") from None
+            # One report of an agent at a time: a repeated one must find what the first has stored.
+            async with api.locks.setdefault(state.name, asyncio.Lock()):
+                return await _store(api, state, report)
 
     app = web.Application(client_max_size=api.config.report.max_body)
+    heed_silence(app)
     app.add_routes([web.get("/v1/targets", targets), web.post("/v1/samples", samples)])
     return app
 
 
 def _unauthorized() -> web.HTTPUnauthorized:
-    return web.HTTPUnauthorized(
+    refusal = web.HTTPUnauthorized(
         text="unknown agent or wrong token: see `agents` in the appliance's configuration\n",
         headers={"WWW-Authenticate": "Bearer"},
     )
+    refusal.force_close()
+    return refusal
+
+
+@contextlib.contextmanager
+def _under_way(state: AgentState) -> Iterator[None]:
+    if state.under_way >= _MOST_UNDER_WAY:
+        raise _too_many("one report after the other, please", _RETRY_S)
+    state.under_way += 1
+    try:
+        yield
+    finally:
+        state.under_way -= 1
+
+
+def _too_many(text: str, retry_s: float) -> web.HTTPTooManyRequests:
+    return web.HTTPTooManyRequests(text=f"{text}\n", headers={"Retry-After": f"{retry_s:.0f}"})
 
 
 async def _store(api: ReportInterface, state: AgentState, report: SampleReport) -> web.Response:
@@ -111,6 +152,11 @@ async def _store(api: ReportInterface, state: AgentState, report: SampleReport) 
     if agent is None:
         # A reload removed it while its report was on the way or waited for its turn.
         raise _unauthorized()
+    if not state.admits(report.incarnation, api.clock.now()):
+        api.complain(
+            "incarnations_refused", state.name, why="it draws a new one for each report: does it lose its disk?"
+        )
+        raise _too_many("too many incarnations of this agent", NEW_INCARNATION_EVERY_S)
     accepted = accept_report(report, agent, state, api.clock.now())
     source = f"{state.name}/{report.incarnation}"
     try:

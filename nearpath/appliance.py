@@ -32,6 +32,7 @@ from nearpath.control import make_control_app
 from nearpath.ingest import AgentState
 from nearpath.loading import Loaded, load, make_tls_context
 from nearpath.metrics import register_metrics
+from nearpath.silence import close_silent
 from nearpath.steerer import ADMIN_PREFIX, Steerer
 from policy.engine import SteeringEngine
 from policy.table import ALIVE_EVERY_S, ALIVE_KEY, TABLE_KEY, SteeringTable, dump_services
@@ -67,6 +68,7 @@ class Appliance:
         self._image: Image | None = None
         self._generation = 1
         self._stack = contextlib.AsyncExitStack()
+        self._reloading = asyncio.Lock()
 
     @classmethod
     async def open(cls, config_file: Path, *, with_dns: bool = True) -> Appliance:
@@ -111,16 +113,28 @@ class Appliance:
         await self._stack.aclose()
 
     async def reload(self) -> None:
-        """Read the configuration and all its files again; a fault raises, is kept in `reload_error`, changes nothing."""
-        try:
-            older = self._loaded
-            loaded = await asyncio.to_thread(lambda: load(read_config(self.config_file), older))
-            _refuse_fixed_changes(older.config, loaded.config)
-            # Only to prove that zones and services fit together, before anything is swapped.
-            _image_of(loaded, SteeringEngine(loaded.plan).decide(self.clock.now()), 1)
-        except NearpathError as error:
-            self.reload_error = str(error)
-            raise
+        """Read the configuration and all its files again; a fault raises, is kept in `reload_error`, changes nothing.
+
+        One after the other: of two at once, the one that began later must win.
+        """
+        async with self._reloading:
+            try:
+                await self._reload()
+            except NearpathError as error:
+                self.reload_error = str(error)
+                raise
+            except Exception as error:
+                # A fault of ours. Whoever asked gets an answer, and SIGHUP works the next time too.
+                _log.exception("reload_fault")
+                self.reload_error = f"a fault in nearpath: {error!r}"
+                raise NearpathError(self.reload_error, "see the log, and report it") from error
+
+    async def _reload(self) -> None:
+        older = self._loaded
+        loaded = await asyncio.to_thread(lambda: load(read_config(self.config_file), older))
+        _refuse_fixed_changes(older.config, loaded.config)
+        # Only to prove that zones and services fit together, before anything is swapped.
+        _image_of(loaded, SteeringEngine(loaded.plan).decide(self.clock.now()), 1)
         self._loaded = loaded
         self._image = None
         self.steerer.change_plan(loaded.plan)
@@ -190,6 +204,7 @@ class Appliance:
         config = self.config
         tls = make_tls_context(config.report.tls) if config.report.tls else None
         report = await self._run_app(make_report_app(self.api))
+        self._stack.push_async_callback(_cancelled, asyncio.create_task(close_silent(report), name="silence"))
         for listen in config.report.listen:
             sock = bind_tcp(listen)
             await web.SockSite(report, sock, ssl_context=tls).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,12 @@ from core.messages import PathSample, SampleReport
 
 CLOCK_JUMP_S = 1.0
 """An agent's wall clock that moved by more than this between two reports was set, not slewed (adjtime slews 0.5 ms/s)."""
+
+MAX_INCARNATIONS = 64
+"""Incarnations of one agent that are remembered; it draws a new one only when it has lost its disk."""
+
+NEW_INCARNATION_EVERY_S = 10.0
+"""Each is kept for 30 days: beyond the first 64, new ones are taken no faster than this."""
 
 _NO_TOKEN = hashlib.sha256(b"no agent has this token").hexdigest()
 
@@ -47,16 +54,34 @@ class AgentState:
     missing: int = 0
     last_sequence: int = 0
     address: str = ""
-    rejected: dict[str, int] = field(default_factory=dict)
+    doubtful: bool = False
+    under_way: int = 0
+    _known: dict[str, None] = field(default_factory=dict)
+    _paid_until_s: float = -math.inf
+
+    def admits(self, incarnation: str, now: float) -> bool:
+        """Whether a report of `incarnation` may be taken: of a known one always, of new ones at a bounded rate."""
+        if incarnation not in self._known:
+            paid_until_s = max(self._paid_until_s, now) + NEW_INCARNATION_EVERY_S
+            if paid_until_s > now + MAX_INCARNATIONS * NEW_INCARNATION_EVERY_S:
+                return False
+            self._paid_until_s = paid_until_s
+        self._known.pop(incarnation, None)
+        self._known[incarnation] = None
+        if len(self._known) > MAX_INCARNATIONS:
+            del self._known[next(iter(self._known))]
+        return True
 
 
 def accept_report(report: SampleReport, agent: Agent, state: AgentState, now: float) -> list[PathSample]:
     """The samples of a report in rising sequence, dated on the appliance's timeline; updates `state`.
 
-    A sample whose age was taken from the agent's wall clock is quarantined when that clock has just jumped.
+    A sample whose age was taken from the agent's wall clock is quarantined when that clock has jumped. These are what its
+    spool held at a reboot; they end where samples dated by the boot-time clock begin, which may take many reports.
     """
     skew_s = report.wall_s - now
-    jumped = state.skew_s is not None and abs(skew_s - state.skew_s) > CLOCK_JUMP_S
+    doubtful = state.doubtful or (state.skew_s is not None and abs(skew_s - state.skew_s) > CLOCK_JUMP_S)
+    state.doubtful = doubtful and all(sample.age_by == "wall" for sample in report.samples)
     state.skew_s, state.heard_s = skew_s, now
     if state.incarnation != report.incarnation:
         state.incarnation, state.last_sequence = report.incarnation, 0
@@ -73,7 +98,7 @@ def accept_report(report: SampleReport, agent: Agent, state: AgentState, now: fl
             loss=sample.loss,
             stamp=sample.stamp,
             load_ratio=sample.load_ratio,
-            quarantined=jumped and sample.age_by == "wall",
+            quarantined=doubtful and sample.age_by == "wall",
             incarnation=report.incarnation,
         )
         for sample in sorted(report.samples, key=lambda sample: sample.sequence)

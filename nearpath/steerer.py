@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from core.bus import Bus, Unsubscribe, Value, ValueHandler
@@ -18,6 +19,7 @@ from core.errors import BusUnavailable, MessageError
 from core.io_clock import AnchoredClock
 from core.io_log import get_logger
 from core.messages import MirrorAdmin, PathSample, SyncStamp, decode
+from nearpath.ingest import MAX_INCARNATIONS
 from policy.engine import SteeringEngine
 from policy.plan import SteeringPlan
 from policy.table import SteeringTable
@@ -70,6 +72,7 @@ class Steerer:
         kept = await self._bus.get(_STATE_KEY)
         if kept is not None:
             self._restore(kept.body)
+            self.engine.no_later_than(self._clock.now())
         self._unsubscribe.append(await self._bus.subscribe(SAMPLES, self._take_stored, after=self._position))
         self._decide()
         self._task = asyncio.create_task(self._run(), name="steerer")
@@ -126,9 +129,22 @@ class Steerer:
         if sample.sequence <= self._cursors.get(source, 0):
             self.repeated += 1
             return
-        self._cursors[source] = sample.sequence
+        self._move_cursor(source, sample)
+        if sample.taken_s > (now := self._clock.now()):
+            # Stored before a restart and before the wall clock was set back.
+            sample = replace(sample, taken_s=now)
         if self.engine.take(sample):
             self._urgent.set()
+
+    def _move_cursor(self, source: str, sample: PathSample) -> None:
+        if source not in self._cursors:
+            mine = [kept for kept in self._cursors if kept.startswith(f"{sample.agent}/")]
+            if len(mine) >= MAX_INCARNATIONS:
+                del self._cursors[mine[0]]
+        else:
+            # The first is the one that was heard longest ago.
+            del self._cursors[source]
+        self._cursors[source] = sample.sequence
 
     def _take_admin(self, key: str, value: Value | None) -> None:
         mirror = key.removeprefix(ADMIN_PREFIX)
@@ -142,7 +158,9 @@ class Steerer:
         if value is None:
             return
         try:
-            self.engine.set_stamp(decode(SyncStamp, value.body))
+            stamp = decode(SyncStamp, value.body)
+            # A stamp ages from now at the latest: one of the future would stay fresh without a node behind it.
+            self.engine.set_stamp(replace(stamp, taken_s=min(stamp.taken_s, self._clock.now())))
         except MessageError as error:
             _log.error("stamp_damaged", key=key, why=str(error))
 
@@ -182,11 +200,12 @@ class Steerer:
     def _decide(self) -> None:
         started_s = self._clock.now()
         table = self.engine.decide(started_s)
+        if table.generation != self._generation:
+            # Noted only once it is served: what failed is tried again, and /readyz tells when that lasts.
+            self._on_table(table)
+            self._generation = table.generation
         self.decided_s = self._clock.now()
         self.decide_s = self.decided_s - started_s
-        if table.generation != self._generation:
-            self._generation = table.generation
-            self._on_table(table)
 
     async def _keep(self) -> None:
         """Store the engine's state; when that fails, the samples since the last one are simply replayed."""

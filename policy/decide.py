@@ -36,8 +36,11 @@ from policy.table import Quality
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one decision hands to the next: the order, since when the first is first, the best score it had since, since when
-    a challenger has been ahead of it (None: none is), and in `compared` how well each mirror was known when measured."""
+    """What one decision hands to the next: the order, since when the first is first, the best score it had since, and
+    since when a challenger has been ahead of it (None: none is).
+
+    `compared` tells of each mirror that was measured how well it was known.
+    """
 
     order: tuple[str, ...] = ()
     since_s: float = -math.inf

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from core.config import Config, HttpCheck, IcmpCheck, check_domain, split_listen
+from core.config import Config, Damping, HttpCheck, IcmpCheck, check_domain, split_listen
 from core.errors import ConfigError, Problem
 from core.io_config import MAX_CONFIG_BYTES, read_agent_config, read_config
 
@@ -479,3 +481,22 @@ def test_config_is_frozen() -> None:
     config = Config(version=1, state_dir="s", dns={"listen": ["127.0.0.1:0"]})
     with pytest.raises(ValueError, match="frozen"):
         config.state_dir = "t"
+
+
+@pytest.mark.parametrize(
+    ("damping", "good"),
+    [
+        ({}, True),
+        # RFC 2439 4.2: the ceiling is reuse * 2^(max_suppress / half_life): 1000 * 2^2 = 4000.
+        ({"half_life": "1m", "max_suppress": "2m", "reuse": 1000, "suppress": 3999}, True),
+        ({"half_life": "1m", "max_suppress": "2m", "reuse": 1000, "suppress": 4000}, False),
+        ({"half_life": "1h"}, False),  # with the default max_suppress of 30 min: 1414, below 2500
+        ({"half_life": "1us", "max_suppress": "50w", "suppress": 10**30}, True),
+    ],
+)
+def test_damping_that_can_never_happen_is_refused(damping: dict[str, Any], good: bool) -> None:
+    if good:
+        Damping.model_validate(damping)
+    else:
+        with pytest.raises(ValidationError, match=r"never above .* suppress .* raise max_suppress or lower half_life"):
+            Damping.model_validate(damping)

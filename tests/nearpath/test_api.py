@@ -363,3 +363,38 @@ async def test_a_reload_keeps_counts_and_estimates(box: Box) -> None:
     assert box.state().samples == 2
     assert await box.report([sample(1), sample(2), sample(3)]) == (200, 3)
     assert box.count() == 3
+
+
+# -- an agent with a right token and bad manners
+
+
+async def test_a_flood_of_incarnations_is_slowed_down_and_harms_no_other(box: Box) -> None:
+    """Each is remembered for 30 days: the store must not grow as fast as somebody can draw numbers."""
+    answers = [await box.report([], incarnation=f"{n:016x}") for n in range(70)]
+    assert [status for status, _body in answers] == [200] * 64 + [429] * 6
+    assert (await box.report([sample(1)], incarnation=f"{63:016x}"))[0] == 200
+    assert (await box.report([sample(1)], agent="a2"))[0] == 200
+    box.clock.at += 10
+    assert (await box.report([sample(1)], incarnation="f" * 16))[0] == 200
+
+
+async def test_reports_of_one_agent_do_not_pile_up_in_memory(box: Box, tmp_path: Path) -> None:
+    await hurry(box.bus)
+    lock = box.api.locks.setdefault("a1", asyncio.Lock())
+    async with lock:
+        waiting = [asyncio.create_task(box.report([sample(n)])) for n in range(1, 9)]
+        await until(lambda: box.state().under_way == 8)
+        assert (await box.report([sample(9)]))[0] == 429
+        assert (await box.report([sample(1)], agent="a2"))[0] == 200
+    assert {(await task)[0] for task in waiting} == {200}
+    assert box.state().under_way == 0
+    assert (await box.report([sample(9)]))[0] == 200
+
+
+async def test_refusals_do_not_fill_the_log(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(50):
+        async with box.client.get("/v1/targets", headers=headers("a1", "wrong")) as answer:
+            assert answer.status == 401
+    assert box.api.refused == 50
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("agent_refused") == 1

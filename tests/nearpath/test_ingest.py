@@ -95,3 +95,29 @@ def test_a_new_incarnation_begins_its_count_anew() -> None:
     assert (state.last_sequence, state.heard_s) == (500, NOW)
     accept_report(report(sample(1), incarnation="f" * 16), AGENTS["a1"], state, NOW + 1)
     assert (state.incarnation, state.last_sequence, state.heard_s) == ("f" * 16, 0, NOW + 1)
+
+
+def test_after_a_jump_all_that_was_dated_by_the_clock_is_quarantined_however_many_reports_it_takes() -> None:
+    """An agent's host was rebooted with a wrong clock; its full spool takes many reports, all equally wrong."""
+    state = AgentState("a1")
+
+    def quarantined(wall_s: float, now: float, *ages_by: str) -> list[bool]:
+        given = report(*(sample(n, age_by=by) for n, by in enumerate(ages_by, 1)), wall_s=wall_s)
+        return [t.quarantined for t in accept_report(given, AGENTS["a1"], state, now)]
+
+    assert quarantined(NOW, NOW, "boot") == [False]
+    assert quarantined(NOW - 3600, NOW + 60, "wall", "wall") == [True, True]
+    assert quarantined(NOW - 3599, NOW + 61, "wall", "wall") == [True, True]
+    assert quarantined(NOW - 3598, NOW + 62, "wall", "boot") == [True, False]
+    assert quarantined(NOW - 3597, NOW + 63, "boot") == [False]
+    assert quarantined(NOW - 3596, NOW + 64, "wall") == [False], "the next reboot is another story"
+
+
+def test_incarnations_come_at_a_bounded_rate() -> None:
+    state = AgentState("a1")
+    admitted = [state.admits(f"{n:016x}", NOW) for n in range(100)]
+    assert admitted == [True] * 64 + [False] * 36
+    assert state.admits(f"{63:016x}", NOW), "a known one is no new one"
+    assert not state.admits("f" * 16, NOW + 5)
+    assert state.admits("f" * 16, NOW + 10)
+    assert not state.admits("e" * 16, NOW + 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,3 +71,15 @@ def test_dnsd_follows_the_appliance_outlives_it_and_says_so(daemon: Daemon, tmp_
         assert "198.51.100.1" in dig(port, "+short", "+subnet=192.0.2.0/24"), "also after a restart of its own"
         daemon.start("--no-dns")
         wait_until(lambda: "nobody decides" not in dig(port), 20, "the appliance is heard again")
+
+
+def test_a_reload_of_dnsd_does_not_forget_that_the_appliance_lives(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.start("--no-dns")
+    log = tmp_path / "dnsd.log"
+    with dnsd_on(daemon, log) as (process, port):
+        wait_until(lambda: "nobody decides" not in dig(port), 10, "the appliance is heard")
+        heard = log.read_text().count("appliance_heard")
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: '"reloaded"' in log.read_text(), 10, "it has reloaded", log)
+        assert "nobody decides" not in dig(port)
+        assert log.read_text().count("appliance_heard") == heard == 1

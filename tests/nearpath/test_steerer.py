@@ -13,7 +13,7 @@ import pytest
 from core.bus import Record
 from core.errors import BusUnavailable
 from core.io_bus import EmbeddedBus
-from core.messages import MirrorAdmin, PathSample, encode
+from core.messages import MirrorAdmin, PathSample, SyncStamp, encode
 from nearpath.steerer import SAMPLES, Steerer
 from policy.table import SteeringTable
 from tests.nearpath.reporting import (
@@ -262,3 +262,52 @@ async def test_stopping_at_the_moment_of_an_urgent_change(tmp_path: Path) -> Non
         box.steerer._urgent.set()
         async with asyncio.timeout(10):
             await box.steerer.stop()
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["replayed", "kept"])
+async def test_a_wall_clock_set_back_before_a_restart_leaves_nothing_live_for_ever(
+    tmp_path: Path, killed: bool
+) -> None:
+    async with open_box(tmp_path, killed=killed) as box:
+        await box.report([sample(n) for n in range(1, 6)])
+        await box.bus.put("stamp/m1/main", encode(SyncStamp("m1", "main", 1, "", 0.0, "fresh", START_S)))
+    clock = ScriptedClock()
+    clock.at = START_S - 86_400
+    async with open_box(tmp_path, clock) as again:
+        path = again.steerer.engine.paths["a1", "m1", "ping", 4]
+        assert (path.count, path.taken_s) == (5, clock.at)
+        assert again.steerer.engine._stamps["m1", "main"].taken_s == clock.at
+        clock.at += 5
+        await again.report([sample(6, None)])
+        assert path.taken_s == clock.at - 0.25, "new samples count as new"
+
+
+async def test_cursors_of_an_agents_old_incarnations_are_forgotten(tmp_path: Path) -> None:
+    """An agent without a disk draws a new one at each start: they must not be kept, and stored every 10 s, for ever."""
+    async with open_box(tmp_path) as box:
+        for n in range(500):
+            box.steerer.take_unstored([path_sample(1, f"{n:016x}")])
+        assert box.count() == 500
+        assert len(box.steerer._cursors) <= 64
+        box.steerer.take_unstored([path_sample(1, f"{499:016x}")])
+        assert box.steerer.repeated == 1, "the newest are remembered"
+
+
+async def test_a_table_that_could_not_be_served_is_offered_again(tmp_path: Path) -> None:
+    clock = ScriptedClock()
+    bus = await EmbeddedBus.open(tmp_path / "bus.sqlite", clock)
+    offered: list[int] = []
+
+    def fails_once(table: SteeringTable) -> None:
+        offered.append(table.generation)
+        if len(offered) == 2:
+            raise ZeroDivisionError("a fault of ours")
+
+    steerer = Steerer(plan_of(make_config()), bus, clock, fails_once, 600.0)
+    await steerer.start()
+    steerer.engine.set_admin(MirrorAdmin("m1", True, "op", START_S), "m1")
+    clock.at += 1
+    await until(lambda: len(offered) > 2)
+    assert offered[1] == offered[2]
+    await steerer.stop()
+    await bus.close()
