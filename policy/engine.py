@@ -16,7 +16,7 @@ from core.messages import MirrorAdmin, PathSample, SyncStamp
 from policy.decide import Decision, Memory, Trace, decide
 from policy.estimate import PathEstimator
 from policy.evidence import Candidate, Facts, PathKey, Predictor, Watched, gather, watch
-from policy.plan import Catchment, ServicePlan, SteeringPlan
+from policy.plan import FAMILIES, Catchment, ServicePlan, SteeringPlan
 from policy.table import Quality, Row, SteeredService, SteeringTable
 
 _DUMP_VERSION = 1
@@ -194,6 +194,7 @@ class SteeringEngine:
             "version": _DUMP_VERSION,
             "position": position,
             "generation": self.generation,
+            "addresses": self._addresses(),
             "paths": [[*key, *path.dump()] for key, path in self.paths.items() if path.count],
             "memories": [
                 [
@@ -206,6 +207,12 @@ class SteeringEngine:
         }  # fmt: skip
         return json.dumps(body, separators=(",", ":")).encode()
 
+    def _addresses(self) -> dict[str, list[str]]:
+        return {
+            name: [address for family in FAMILIES for address in mirror.addresses[family]]
+            for name, mirror in self.plan.mirrors.items()
+        }
+
     def restore(self, dumped: bytes) -> int:
         """Take over a dumped state as far as the plan still knows its parts; returns the stream position it includes.
 
@@ -216,9 +223,11 @@ class SteeringEngine:
             if body["version"] != _DUMP_VERSION:
                 raise ValueError(f"version {body['version']!r}")
             position, generation = int(body["position"]), int(body["generation"])
+            same = {name for name, texts in self._addresses().items() if body["addresses"].get(name) == texts}
             for agent, mirror, check, family, *rest in body["paths"]:
                 path = self.paths.get((agent, mirror, check, family))
-                if path is not None:
+                # A mirror that moved to another address has nothing to do with what was measured of the old one.
+                if path is not None and mirror in same:
                     path.load(rest)
             self._restore_memories(body["memories"])
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

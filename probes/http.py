@@ -80,9 +80,12 @@ class HeadParser:
     def feed(self, data: bytes) -> Head | None:
         """The final response's head once it is whole, else None; MessageError when this is not an HTTP response."""
         self._taken_bytes += len(data)
+        # The end of a head may straddle pieces, but what was searched before is not searched again.
+        start = max(0, len(self._buffer) - 3)
         self._buffer += data
         self._refuse_other_protocols()
-        while (end := _head_end(self._buffer)) is not None:
+        while (end := _head_end(self._buffer, start)) is not None:
+            start = 0
             head = _parse_head(self._buffer[: end[0]])
             self._buffer = self._buffer[end[1] :]
             if head.status >= 200 or head.status == 101:
@@ -97,10 +100,10 @@ class HeadParser:
             raise MessageError("bad response: not HTTP/1")
 
 
-def _head_end(data: bytes) -> tuple[int, int] | None:
-    """(end of the last line, start of what follows) of the first head in `data`; a bare LF ends a line too."""
+def _head_end(data: bytes, start: int) -> tuple[int, int] | None:
+    """(end of the last line, start of what follows) of the head in `data` that ends after `start`; a bare LF will do."""
     # RFC 9112 2.2: "a recipient MAY recognize a single LF as a line terminator and ignore any preceding CR."
-    found = [(at, at + len(mark)) for mark in (b"\r\n\r\n", b"\n\n", b"\n\r\n") if (at := data.find(mark)) >= 0]
+    found = [(at, at + len(mark)) for mark in (b"\r\n\r\n", b"\n\n", b"\n\r\n") if (at := data.find(mark, start)) >= 0]
     return min(found, default=None)
 
 

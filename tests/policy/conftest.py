@@ -17,6 +17,14 @@ from policy.regions import RegionMap, RegionSource, compile_regions
 OWNER = "dl.example.org."
 
 
+_ADDRESSES: dict[str, str] = {}
+
+
+def address_of(mirror: str) -> str:
+    """The same address for the same mirror in every world: another one would mean that it moved."""
+    return _ADDRESSES.setdefault(mirror, f"198.18.{len(_ADDRESSES) // 250}.{len(_ADDRESSES) % 250 + 1}")
+
+
 def make_config(
     mirrors: Mapping[str, Mapping[str, Any]],
     regions: Mapping[str, Mapping[str, Any]],
@@ -35,9 +43,7 @@ def make_config(
             "zones": [{"origin": "example.org.", "file": "example.org.zone"}],
             "regions": regions,
             "checks": checks,
-            "mirrors": {
-                name: {"addresses": [f"192.0.2.{i}"], **mirror} for i, (name, mirror) in enumerate(mirrors.items(), 1)
-            },
+            "mirrors": {name: {"addresses": [address_of(name)], **mirror} for name, mirror in mirrors.items()},
             "services": {OWNER: {"mirrors": list(mirrors), "checks": list(checks), **(service or {})}},
             "agents": {name: {"region": region, "token_sha256": "0" * 64} for name, region in agents.items()},
             "steering": steering or {},

@@ -251,6 +251,15 @@ def reloaded(world: Any, make_world: MakeWorld, **more: Any) -> Any:
     return new
 
 
+def test_a_mirror_at_another_address_is_measured_anew(make_world: MakeWorld) -> None:
+    world = make_world(mirrors={"a": {}, "b": {}})
+    world.run(60, {"de1": GOOD})
+    moved = reloaded(world, make_world, mirrors={"a": {"addresses": ["198.51.100.77"]}, "b": {}})
+    counts = {key[1]: path.count for key, path in moved.engine.paths.items() if key[0] == "de1"}
+    assert counts["a"] == 0
+    assert counts["b"] > 0
+
+
 def test_a_reload_that_adds_a_mirror_keeps_the_incumbent_until_dwell(make_world: MakeWorld) -> None:
     world = make_world(mirrors={"a": {}, "b": {}})
     world.run(60, {"de1": GOOD})
