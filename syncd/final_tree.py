@@ -1,0 +1,157 @@
+"""The final tree: what a batch of changes leaves of a tree, and where the content of each name of it comes from.
+
+The changes are played in order on a symbolic tree. A node's content is what this node's index knows at an old path
+(`known`), or is fetched from the parent. Names that no change spoke of have no node: they are as their directory's
+`known` has them. A file that came and went within the batch, or was renamed three times, leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from syncd.model import Change, Entry, Kind, Op, PathError, check_path
+
+IMPLIED_MODE = 0o755
+"""Of a directory whose own change never came; the next comparison of manifests puts it right."""
+
+
+class Have(Protocol):
+    """What this node holds, by its index."""
+
+    def get(self, path: bytes) -> Entry | None:
+        """The entry at `path`; None when there is none."""
+
+    def below(self, path: bytes) -> Iterable[Entry]:
+        """All entries strictly below directory `path`."""
+
+
+class Node:
+    """One name of the final tree that differs from the old one, or leads to one that does."""
+
+    __slots__ = ("entry", "fetch", "kids", "known", "link_of")
+
+    def __init__(self, known: Entry | None = None, entry: Entry | None = None, fetch: bool = False) -> None:
+        self.known = known
+        """what it is by this node's index: content, and children not in `kids`, come from `known.path`"""
+        self.entry = entry
+        """what the parent says of it now; None: as known"""
+        self.fetch = fetch
+        self.link_of: Node | None = None
+        self.kids: dict[bytes, Node | None] = {}
+        """None: gone"""
+
+    @property
+    def is_directory(self) -> bool:
+        entry = self.entry or self.known
+        return entry is not None and entry.kind is Kind.DIRECTORY
+
+
+_ROOT = Entry(b"", Kind.DIRECTORY, IMPLIED_MODE)
+
+
+class FinalTree:
+    def __init__(self, have: Have) -> None:
+        self.have = have
+        self.root = Node(known=_ROOT)
+        self.lacking: list[bytes] = []
+
+    def play(self, change: Change) -> None:
+        path = check_path(change.path)
+        if not path:
+            if change.op is not Op.UPSERT:
+                raise PathError(f"a change that would {change.op.name} the root of the tree", "the sender is broken")
+            return
+        if change.op is Op.DELETE:
+            self._detach(path)
+        elif change.entry is None:
+            raise PathError(f"a change of {path!r} that does not say what is there", "the sender is broken")
+        elif change.op is Op.RENAME:
+            self._rename(check_path(change.source), path, change.entry)
+        else:
+            self._upsert(path, change.entry, check_path(change.source))
+
+    def find(self, path: bytes) -> Node | None:
+        node: Node | None = self.root
+        for name in path.split(b"/") if path else ():
+            if node is None:
+                return None
+            node = self._kid(node, name)
+        return node
+
+    def _kid(self, node: Node, name: bytes) -> Node | None:
+        if name in node.kids:
+            return node.kids[name]
+        if node.known is None or not node.is_directory:
+            return None
+        known = self.have.get(join(node.known.path, name))
+        if known is None:
+            return None
+        kid = node.kids[name] = Node(known=known)
+        return kid
+
+    def _home(self, path: bytes) -> tuple[Node, bytes]:
+        """The directory that `path` lies in, made if need be, and its last name."""
+        names = path.split(b"/")
+        node = self.root
+        for depth, name in enumerate(names[:-1]):
+            kid = self._kid(node, name)
+            if kid is None or not kid.is_directory:
+                kid = Node(entry=Entry(b"/".join(names[: depth + 1]), Kind.DIRECTORY, IMPLIED_MODE))
+                node.kids[name] = kid
+            node = kid
+        return node, names[-1]
+
+    def _detach(self, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        node = self.find(parent)
+        if node is not None and node.is_directory:
+            node.kids[name] = None
+
+    def _upsert(self, path: bytes, entry: Entry, link_of: bytes) -> None:
+        home, name = self._home(path)
+        node = self._kid(home, name)
+        if entry.kind is Kind.DIRECTORY:
+            if node is not None and node.is_directory:
+                node.entry = entry
+            else:
+                home.kids[name] = Node(entry=entry)
+            return
+        known = node.known if node is not None and not node.fetch and node.known is not None else None
+        if known is not None and is_same(known, entry):
+            return
+        target = self.find(link_of) if link_of and link_of != path and entry.kind is Kind.FILE else None
+        fresh = Node(known=known, entry=entry, fetch=True)
+        if target is not None and not target.is_directory:
+            fresh.link_of = target.link_of or target
+        home.kids[name] = fresh
+
+    def _rename(self, source: bytes, path: bytes, entry: Entry) -> None:
+        if not source or path == source or path.startswith(source + b"/"):
+            raise PathError(f"a rename of {source!r} to {path!r}", "no directory can go below itself; a broken sender")
+        node = self.find(source)
+        if node is None:
+            there = self.find(path)
+            if entry.kind is Kind.DIRECTORY and (there is None or not there.is_directory):
+                self.lacking.append(path)
+            self._upsert(path, entry, b"")
+            return
+        self._detach(source)
+        home, name = self._home(path)
+        if node.is_directory and entry.kind is Kind.DIRECTORY:
+            node.entry = entry
+        home.kids[name] = node
+
+
+def is_same(known: Entry, entry: Entry) -> bool:
+    """Whether nothing of a file or symlink need be done: a batch that is played again costs nothing where it can."""
+    if known.kind is not entry.kind or known.mtime_ns != entry.mtime_ns:
+        return False
+    if entry.kind is Kind.SYMLINK:
+        return known.target == entry.target
+    same = known.size == entry.size and known.mode == entry.mode
+    return same and known.digest is not None and known.digest == entry.digest
+
+
+def join(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name

@@ -1,0 +1,255 @@
+"""The disk against the index: what is different becomes drafts of changes, and is stored in the same breath.
+
+Every method runs within the caller's transaction. Nothing here trusts a hint: a path is gone when the directory above it
+could be opened and does not have it, a rename is one when the inode says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from syncd.io_index import Child, Index
+from syncd.io_journal import Draft
+from syncd.io_scan import Disk, Gone, Listing, Trouble
+from syncd.model import Op
+from syncd.row import Row, is_same_thing
+
+
+class Depth(Enum):
+    """How much of a directory and of what is below it is looked at."""
+
+    ALL = "all"
+    """every name in every directory: finds everything, also a file written in place while nobody watched"""
+    MOVED = "moved"
+    """only directories whose ctime is not the one of their last listing: finds names that came, went or moved"""
+    ONE = "one"
+    """this directory, and those in it that are new"""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What came of some comparing."""
+
+    drafts: list[Draft] = field(default_factory=list)
+    to_walk: list[tuple[bytes, Depth]] = field(default_factory=list)
+    """directories that are to be walked next, those to come first last"""
+    troubles: list[Trouble] = field(default_factory=list)
+    """what could not be looked at; nothing was concluded about it"""
+
+
+class Comparer:
+    """One disk and its index. `quiet` (a first reading) stores without drafting changes and without looking for renames."""
+
+    def __init__(self, disk: Disk, index: Index) -> None:
+        self._disk = disk
+        self._index = index
+        self.quiet = False
+        self._found = Findings()
+        self._lost: list[bytes] = []
+
+    def take(self) -> Findings:
+        """What was found since the last call."""
+        found, self._found = self._found, Findings()
+        return found
+
+    def take_walks(self) -> list[tuple[bytes, Depth]]:
+        """Only the walks that were found since the last call."""
+        walks, self._found.to_walk = self._found.to_walk, []
+        return walks
+
+    def check(self, marks: Iterable[tuple[bytes, bool]]) -> None:
+        """Look at each (path, subtree) and store what is different: what is there first, then what is gone.
+
+        In this order a file that was renamed is found under its new name before the old one is taken for deleted.
+        """
+        gone = []
+        no_directories = set()
+        for path, subtree in sorted(marks):
+            try:
+                row = self._disk.look(path)
+            except Gone as there:
+                no_directories.add(there.path)
+                continue
+            except Trouble as trouble:
+                self._found.troubles.append(trouble)
+                continue
+            finally:
+                self._walk_fresh(None)
+            if row is None:
+                gone.append(path)
+            else:
+                self._see(path, row, subtree)
+        for path in no_directories:
+            self._lose_directory(path)
+        for path in gone:
+            self._lose(path)
+
+    def settle_losses(self) -> None:
+        """Take what walks did not find for gone. After the last of them: it may have been found under another name."""
+        for path in self._lost:
+            self._lose_directory(path)
+        self._lost.clear()
+
+    def walk(self, path: bytes, depth: Depth) -> None:
+        """Look at the directory `path`; what is below it goes to `to_walk`."""
+        try:
+            if depth is Depth.MOVED and self._is_as_listed(path):
+                number = self._index.number(path)
+                names = self._index.subdirectories(number) if number is not None else []
+                self._found.to_walk.extend((_join(path, name), depth) for name in names)
+                self._walk_fresh(None)
+                return
+            listing = self._disk.list(path)
+        except Gone as there:
+            self._lost.append(there.path)
+            return
+        except Trouble as trouble:
+            self._found.troubles.append(trouble)
+            return
+        self._walk_fresh(path)
+        self._compare(listing, depth)
+
+    def _compare(self, listing: Listing, depth: Depth) -> None:
+        path = listing.path
+        number = self._index.number(path)
+        if number is None:
+            row = self._look_again(path)
+            if row is None or not row.is_directory or not self._see(path, row):
+                return
+            number = self._index.number(path)
+            if number is None:
+                return
+        known = self._index.children(number)
+        new_files: list[tuple[bytes, Row]] = []
+        for name, row in listing.rows.items():
+            old = known.pop(name, None)
+            if name in listing.mounts:
+                continue
+            below = _join(path, name)
+            if old is None and self.quiet and not row.is_directory:
+                new_files.append((name, row))
+            elif old is None or old.row != row:
+                # Asked anew: a rename just now may have taken what the index had here.
+                self._put(below, row, self._index.get(below))
+            if row.is_directory:
+                # A directory that is new here has no listing that could be trusted.
+                is_known = old is not None and old.row.inode == row.inode
+                if not is_known or depth is not Depth.ONE:
+                    self._found.to_walk.append((below, depth if is_known else Depth.ALL))
+        if new_files:
+            self._index.put_new_files(number, new_files)
+        for name in known:
+            # Looked at once more: a listing may miss a name that is renamed over while it is read.
+            if name not in listing.troubled and self._look_again(below := _join(path, name)) is None:
+                self._lost.append(below)
+        for name in listing.troubled:
+            self._found.troubles.append(Trouble(_join(path, name), "it is there but cannot be looked at"))
+        if listing.listed_ns and listing.listed_ns != self._index.listed_ns(path):
+            self._index.set_listed(path, listing.listed_ns)
+
+    def _is_as_listed(self, path: bytes) -> bool:
+        now_ns = self._disk.listed_ns(path)
+        return bool(now_ns) and now_ns == self._index.listed_ns(path)
+
+    def _look_again(self, path: bytes) -> Row | None:
+        """Like `Disk.look`, with nothing for what is gone; trouble is noted, and taken for a row that says nothing."""
+        try:
+            return self._disk.look(path)
+        except Gone:
+            return None
+        except Trouble as trouble:
+            self._found.troubles.append(trouble)
+            return _UNKNOWN
+
+    def _see(self, path: bytes, row: Row, subtree: bool = False) -> bool:
+        """`row` is what is at `path`. False when it cannot be stored, since a directory above it is gone again.
+
+        A directory that is not the one it was is walked next, and so is any with `subtree`.
+        """
+        above = path.rpartition(b"/")[0]
+        if path and self._index.number(above) is None:
+            # Its directory is not known as one yet: it is new, and will be walked.
+            upper = self._look_again(above)
+            if upper is None or not upper.is_directory or not self._see(above, upper):
+                return False
+        old = self._index.get(path)
+        if old is None or old.row != row:
+            self._put(path, row, old)
+        if row.is_directory and (subtree or old is None or old.row.inode != row.inode):
+            self._found.to_walk.append((path, Depth.ALL))
+        return True
+
+    def _put(self, path: bytes, row: Row, old: Child | None) -> None:
+        """Store that `path` is not what it was (`old`), and draft what a child has to do about it."""
+        if old is not None and old.row.is_directory and row.is_directory and old.row.device and not row.device:
+            # A mount that is gone leaves an empty directory: the content was not deleted.
+            self._found.troubles.append(
+                Trouble(path, "the file system that was mounted here is not; nothing is deleted")
+            )
+            return
+        source = None if self.quiet else self._renamed_from(path, row)
+        is_other_kind = old is not None and old.row.is_directory != row.is_directory
+        if old is not None and (is_other_kind or (source is not None and old.row.is_directory)):
+            self._forget(path)
+            old = None
+        if source is not None:
+            before = self._index.get(source)
+            self._index.move(source, path)
+            self._index.put(path, row)
+            self._draft(Draft(Op.RENAME, path, row, source))
+            if before is not None and before.row.mode != row.mode:
+                self._draft(Draft(Op.UPSERT, path, row))
+        else:
+            self._index.put(path, row)
+            # A directory that was replaced by another of the same mode differs only in what is in it.
+            if old is None or not row.is_directory or old.row.mode != row.mode:
+                self._draft(Draft(Op.UPSERT, path, row))
+
+    def _renamed_from(self, path: bytes, row: Row) -> bytes | None:
+        """Where this was before, if the inode is known under a name that is not its own any more."""
+        for other in self._index.paths_of(row.device, row.inode):
+            # What moved into itself, or onto what it was in, is for deletes and upserts.
+            if other == path or path.startswith(other + b"/") or other.startswith(path + b"/"):
+                continue
+            old = self._index.get(other)
+            if old is None or not is_same_thing(old.row, row):
+                continue
+            there = self._look_again(other)
+            if there is None or (there is not _UNKNOWN and (there.device, there.inode) != (row.device, row.inode)):
+                return other
+        return None
+
+    def _lose_directory(self, path: bytes) -> None:
+        """`path` is not there, or is no directory any more."""
+        row = self._look_again(path)
+        if row is None:
+            self._lose(path)
+        elif row is not _UNKNOWN:
+            self._see(path, row)
+
+    def _lose(self, path: bytes) -> None:
+        if path and self._index.get(path) is not None:
+            self._forget(path)
+
+    def _forget(self, path: bytes) -> None:
+        self._index.remove(path)
+        self._draft(Draft(Op.DELETE, path))
+
+    def _draft(self, draft: Draft) -> None:
+        if not self.quiet:
+            self._found.drafts.append(draft)
+
+    def _walk_fresh(self, listed: bytes | None) -> None:
+        """Directories whose watch was set only now are walked, but for the one that is about to be listed."""
+        if self._disk.fresh:
+            self._found.to_walk.extend((path, Depth.ALL) for path in self._disk.fresh if path != listed)
+            self._disk.fresh.clear()
+
+
+_UNKNOWN = Row(0, 0, 0, 0, 0, 0, b"")
+
+
+def _join(above: bytes, name: bytes) -> bytes:
+    return above + b"/" + name if above else name

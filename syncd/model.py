@@ -1,0 +1,81 @@
+"""What syncd speaks of: entries of a tree and changes to it. Paths are bytes below the root, as the disk has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from core.errors import NearpathError
+
+MAX_PATH_BYTES = 4096
+MAX_NAME_BYTES = 255
+"""PATH_MAX and NAME_MAX of Linux: what a longer one would be called cannot exist on disk."""
+
+
+class PathError(NearpathError):
+    """A path that must not be used below a tree: absolute, with `..`, empty parts, NUL, or too long."""
+
+
+def check_path(path: bytes) -> bytes:
+    """`path` when it is a clean relative path (b"" is the root itself); PathError otherwise.
+
+    Whatever comes from another node goes through here before it touches the disk.
+    """
+    if not path:
+        return path
+    if len(path) > MAX_PATH_BYTES:
+        raise PathError(f"a path of {len(path)} bytes", f"{MAX_PATH_BYTES} are allowed")
+    for name in path.split(b"/"):
+        if name in (b"", b".", b"..") or len(name) > MAX_NAME_BYTES or b"\0" in name:
+            raise PathError(f"{path!r} is not a path below a tree", "the sender is broken or hostile")
+    return path
+
+
+class Kind(Enum):
+    """What an entry is. Devices, sockets and fifos are not replicated."""
+
+    FILE = "f"
+    DIRECTORY = "d"
+    SYMLINK = "l"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a tree, as `lstat` tells it.
+
+    `mode` holds the permission bits only. `size` in bytes and `mtime_ns` count for files (0 otherwise), `target` for
+    symlinks. `ctime_ns` and `inode` (device and inode number) never leave the node: they tell cheaply that nothing
+    changed, and which names are one file. `digest` is BLAKE2b-256 of a file's content, None until it was read.
+    """
+
+    path: bytes
+    kind: Kind
+    mode: int
+    size: int = 0
+    mtime_ns: int = 0
+    target: bytes = b""
+    digest: bytes | None = None
+    ctime_ns: int = 0
+    inode: tuple[int, int] = (0, 0)
+
+
+class Op(Enum):
+    """What a change says of its path."""
+
+    UPSERT = "u"
+    """the entry is new or different: fetch it"""
+    DELETE = "x"
+    """the entry, with all below it, is gone"""
+    RENAME = "r"
+    """the entry, with all below it, was moved from `source`; nothing else about it changed"""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of a journal. `entry` comes with UPSERT and RENAME, `source` with RENAME only."""
+
+    sequence: int
+    op: Op
+    path: bytes
+    entry: Entry | None = None
+    source: bytes = b""

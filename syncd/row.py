@@ -1,0 +1,74 @@
+"""What `lstat` tells of one name, in the form that is compared and stored; and what a difference between two means."""
+
+from __future__ import annotations
+
+import stat
+from typing import NamedTuple
+
+from syncd.model import Entry, Kind
+
+RACY_NS = 20_000_000
+"""A file changed less than this before it was looked at can change again without a new ctime: the clock of local file
+systems ticks every 1 to 10 ms. (git calls such an index entry racy, and solves it in the same way.)"""
+
+UNSURE = -1
+"""The ctime of a racy row: it equals no real one, so the next look takes the path for changed, and not its own word."""
+
+
+class Row(NamedTuple):
+    """`mode` is all of st_mode. For directories size and times are 0: what is in them is told by its own rows.
+
+    `device` is 0 for the device of the tree's root, so that a disk that gets another number after a reboot changes nothing.
+    """
+
+    mode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    device: int
+    inode: int
+    target: bytes
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether this is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+
+def kind_of(mode: int) -> Kind | None:
+    """What is replicated of a st_mode; None for devices, sockets and fifos."""
+    form = stat.S_IFMT(mode)
+    return _KINDS.get(form)
+
+
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
+
+
+def to_entry(path: bytes, row: Row, digest: bytes | None = None) -> Entry:
+    """The model's entry of a row; ValueError for what is not replicated."""
+    kind = kind_of(row.mode)
+    if kind is None:
+        raise ValueError(f"{path!r} is neither a file, nor a directory, nor a symlink")
+    is_file = kind is Kind.FILE
+    return Entry(
+        path=path,
+        kind=kind,
+        mode=stat.S_IMODE(row.mode),
+        size=row.size if is_file else 0,
+        mtime_ns=row.mtime_ns if is_file else 0,
+        target=row.target,
+        digest=digest,
+        ctime_ns=row.ctime_ns,
+        inode=(row.device, row.inode),
+    )
+
+
+def is_same_thing(old: Row, new: Row) -> bool:
+    """Whether `new` is what `old` was, under another name: the same inode, nothing but ctime and permissions different.
+
+    A rename moves the ctime of what is renamed. A file that was freed and whose inode was given to another is told by its
+    size and mtime; a directory needs no more than the inode, what is in it is compared by itself.
+    """
+    if (old.device, old.inode) != (new.device, new.inode) or stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
+        return False
+    return old.size == new.size and old.mtime_ns == new.mtime_ns and old.target == new.target

@@ -1,0 +1,343 @@
+"""rsync: what it is told and what its words and exit codes mean, path by path.
+
+Every path goes by `--files-from=- --from0`, so no name is ever an argument, a pattern or a line. rsync never deletes for
+us, never recurses and never makes symlinks: it brings files into a private staging directory, and `publish` does the
+rest. Options are those of rsync(1), exit codes those of its EXIT VALUES; what it prints was looked at in 3.5.0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from core.errors import NearpathError
+
+PARTIAL_DIR = ".~partial~"
+"""Inside staging, beside the file: what a cut transfer got so far, and goes on from."""
+MARK = "np:"
+OUT_FORMAT = f"{MARK}%i %b %l %n"
+"""With %b (bytes sent) in it, rsync prints the line when the file is whole, not when it begins."""
+MAX_ERRORS_KEPT = 10_000
+
+
+class RsyncError(NearpathError):
+    """rsync cannot be used as it was asked to be: not there, too old, broken, or a name it cannot be given."""
+
+
+# --- where from and to --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """Our own connector as rsync's remote shell; at the other end runs `daemon_command` on a read-only module."""
+
+    command: tuple[str, ...]
+    module: str
+    host: str = "parent"
+
+
+@dataclass(frozen=True, slots=True)
+class Ssh:
+    """An sshd at the other end; `command` with its options. `path` is absolute there."""
+
+    user_host: str
+    path: str
+    command: tuple[str, ...] = ("ssh", "-oBatchMode=yes", "-oServerAliveInterval=15")
+
+
+@dataclass(frozen=True, slots=True)
+class Rsyncd:
+    """An rsync daemon at the other end."""
+
+    host: str
+    module: str
+    port: int = 873
+    password_file: str = ""
+
+
+Transport = Connector | Ssh | Rsyncd
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a transfer is made. `basis`: the published tree, whose files save transfers; it is only read and linked to."""
+
+    hard_links: bool = True
+    sparse: bool = False
+    xattrs: bool = False
+    acls: bool = False
+    owners: bool = False
+    compress: bool = False
+    exact: bool = False
+    """compare by content where size and time are equal, since a change is known to be there"""
+    basis: str = ""
+    limit_bytes_s: int = 0
+    """0: no limit"""
+    timeout_s: int = 60
+    binary: str = "rsync"
+
+
+def pull_arguments(transport: Transport, options: Options, stage: str) -> list[str]:
+    """The command that brings the files listed on its standard input from `transport` to the directory `stage`."""
+    here = ["--no-implied-dirs", "--omit-dir-times", f"--partial-dir={PARTIAL_DIR}", *_basis(options)]
+    return [*_common(transport, options), *here, _place(transport), _directory(stage)]
+
+
+def push_arguments(transport: Transport, options: Options, root: str, delete: bool = False) -> list[str]:
+    """The command that brings the paths listed on its standard input from `root` to a plain mirror without a syncd.
+
+    `delete`: listed paths that are no longer here are deleted there; only when `check_binary` found that this works.
+    Files come into place one by one there, so payload and indexes are pushed by separate calls, in this order.
+    """
+    gone = ["--delete-missing-args", "--force"] if delete else []
+    there = ["--links", "--delay-updates", *gone]
+    return [*_common(transport, options), *there, _directory(root), _place(transport)]
+
+
+def _common(transport: Transport, options: Options) -> list[str]:
+    flags = "-pt" + "H" * options.hard_links + "S" * options.sparse + "X" * options.xattrs + "A" * options.acls
+    flags += "og" * options.owners + "z" * options.compress
+    arguments = [options.binary, flags, "--from0", "--files-from=-", "--modify-window=-1"]
+    arguments += ["--numeric-ids"] * options.owners
+    arguments += ["--checksum"] * options.exact
+    arguments += [f"--timeout={options.timeout_s}", "-ii", "--info=progress2", "--no-human-readable"]
+    arguments += [f"--out-format={OUT_FORMAT}"]
+    if options.limit_bytes_s:
+        arguments.append(f"--bwlimit={max(1, options.limit_bytes_s // 1024)}")  # in KiB/s; 0 would mean no limit
+    if isinstance(transport, Connector | Ssh):
+        arguments += ["--rsh=" + rsh_argument(transport.command)]
+    elif transport.password_file:
+        arguments += [f"--password-file={transport.password_file}"]
+    return arguments
+
+
+def _basis(options: Options) -> list[str]:
+    # Absolute: relative ones are taken from the destination, and had regressions in several releases.
+    if options.basis and not options.basis.startswith("/"):
+        raise RsyncError(f"basis {options.basis!r} is a relative path", "name it from / on")
+    return [f"--link-dest={_directory(options.basis)}"] if options.basis else []
+
+
+def _directory(path: str) -> str:
+    if not path.startswith("/"):
+        raise RsyncError(f"{path!r} is a relative path", "name it from / on; what holds a colon would be a host")
+    return path.rstrip("/") + "/"
+
+
+def _place(transport: Transport) -> str:
+    match transport:
+        case Connector(_, module, host):
+            return f"{_plain(host)}::{_plain(module)}/"
+        case Rsyncd(host, module, port):
+            host = f"[{host}]" if ":" in host else host
+            return f"rsync://{_plain(host)}:{port}/{_plain(module)}/"
+        case Ssh(user_host, path):
+            return f"{_plain(user_host)}:{_plain(path).rstrip('/')}/"
+
+
+def _plain(text: str) -> str:
+    """A word of the configuration that neither rsync nor a remote shell could take for anything else."""
+    if not re.fullmatch(r"[\w@./\[\]:+%-]+", text) or text.startswith("-"):
+        raise RsyncError(
+            f"{text!r} cannot be used in an rsync address", "letters, digits and @ . / : _ + - are allowed"
+        )
+    return text
+
+
+def rsh_argument(command: Sequence[str]) -> str:
+    """One `--rsh` argument for a command: rsync splits it at spaces and knows both quotes, but no escapes."""
+    words = []
+    for word in command:
+        quote = '"' if "'" in word else "'"
+        if quote in word or "\0" in word:
+            raise RsyncError(f"{word!r} has both kinds of quotes", "rsync's remote shell argument cannot say that")
+        words.append(word if re.fullmatch(r"[\w@%+=:,./-]+", word) else quote + word + quote)
+    return " ".join(words)
+
+
+def files_from(paths: Iterable[bytes]) -> bytes:
+    """What to write to the command's standard input: each path ends with NUL, the last one too (3.2.5 needs that)."""
+    return b"".join([path + b"\0" for path in paths])
+
+
+def daemon_command(config: str, binary: str = "rsync") -> list[str]:
+    """What the parent runs on the stream of an authenticated child."""
+    return [binary, "--server", "--daemon", f"--config={config}", "."]
+
+
+def daemon_config(
+    module: str, root: str, *, owner: tuple[int, int] | None = None, chroot: bool = False, exclude: Sequence[str] = ()
+) -> str:
+    """The configuration of `daemon_command`: one module, read-only, not listed.
+
+    `owner`: (uid, gid) to serve as, when the parent runs as root: rsync would take `nobody` otherwise, who cannot read
+    private files. `chroot`: with root only; without it rsync itself keeps requests inside the module.
+    """
+    for text in (module, root, *exclude):
+        # rsyncd.conf has no quoting: % begins a variable, a backslash at the end continues the line.
+        if re.search(r"[\n\r%\\\0]", text) or text != text.strip() or not text:
+            raise RsyncError(f"{text!r} cannot be written to an rsyncd.conf", "use a path without % and backslash")
+    lines = ["use chroot = " + ("yes" if chroot else "no"), "log file = /dev/null", "max verbosity = 1"]
+    lines += ["reverse lookup = no", "munge symlinks = no", "timeout = 300", f"[{module}]", f"path = {root}"]
+    lines += ["read only = yes", "list = no", "numeric ids = yes", "refuse options = delete remove-source-files"]
+    lines += [f"exclude = {' '.join(exclude)}"] if exclude else []
+    lines += [f"uid = {owner[0]}", f"gid = {owner[1]}"] if owner else []
+    return "\n".join(lines) + "\n"
+
+
+# --- what it says -------------------------------------------------------------------------------------------------------
+
+
+class Verdict(Enum):
+    """What an exit code means for a batch."""
+
+    DONE = "done"
+    PARTIAL = "partial"
+    """some paths failed; the others are there"""
+    AGAIN = "again"
+    """the connection or the other side failed: what did not come is tried again"""
+    LOCAL = "local"
+    """this node's disk is full or refuses: nothing is tried until that is mended"""
+    FATAL = "fatal"
+    """it will not go better next time: configuration, or a program that is broken"""
+
+
+EXIT_CODES: dict[int, tuple[Verdict, str]] = {
+    0: (Verdict.DONE, "all was transferred"),
+    1: (Verdict.FATAL, "rsync did not understand its options: its version is too old"),
+    2: (Verdict.FATAL, "the two rsyncs do not understand each other"),
+    3: (Verdict.LOCAL, "a directory could not be selected: check the tree's path and owner at both ends"),
+    4: (Verdict.FATAL, "the other rsync refuses what was asked for, or lacks an option of this one"),
+    5: (Verdict.AGAIN, "the parent's rsync did not start: module, token or connector"),
+    6: (Verdict.AGAIN, "the daemon could not write its log"),
+    10: (Verdict.AGAIN, "the connection failed"),
+    11: (Verdict.LOCAL, "a file could not be written: the disk may be full"),
+    12: (Verdict.AGAIN, "the connection broke in the middle"),
+    13: (Verdict.AGAIN, "rsync's own messages could not be passed on"),
+    14: (Verdict.FATAL, "the remote shell (our connector, or ssh) could not be started"),
+    16: (Verdict.AGAIN, "a process of rsync was stopped by a signal"),
+    19: (Verdict.AGAIN, "rsync was stopped by a signal"),
+    20: (Verdict.AGAIN, "rsync was stopped"),
+    21: (Verdict.AGAIN, "waiting for a process of rsync failed"),
+    22: (Verdict.LOCAL, "rsync was out of memory: smaller batches, or more memory"),
+    23: (Verdict.PARTIAL, "some files could not be transferred"),
+    24: (Verdict.PARTIAL, "some files vanished before they could be transferred"),
+    25: (Verdict.FATAL, "rsync stopped at its limit of deletions"),
+    30: (Verdict.AGAIN, "no data came for too long"),
+    35: (Verdict.AGAIN, "the daemon did not answer in time"),
+    127: (Verdict.FATAL, "the remote shell was not found"),
+    255: (Verdict.AGAIN, "ssh failed"),
+}
+
+
+def meaning(code: int) -> tuple[Verdict, str]:
+    """What an exit code of rsync means; a negative one is the signal that ended it. Unknown ones are tried again."""
+    if code < 0:
+        return Verdict.AGAIN, f"rsync was ended by signal {-code}"
+    return EXIT_CODES.get(code, (Verdict.AGAIN, f"rsync ended with code {code}, which its manual does not have"))
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """rsync is done with a path: `sent_bytes` over the network for a file of `size` bytes; 0: it was there already."""
+
+    path: bytes
+    sent_bytes: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes of this run that are there, and how many percent of what is known so far to be in it."""
+
+    done_bytes: int
+    percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something went wrong; `path` is below the tree or absolute as rsync said it, b"" when it is not about a path."""
+
+    path: bytes
+    why: str
+    vanished: bool = False
+
+
+_ESCAPE = re.compile(rb"\\#([0-3][0-7]{2})")
+_ARRIVED = re.compile(MARK.encode() + rb"([<>ch.*][fdLDS]\S*) +(\d+) (\d+) (.*)", re.DOTALL)
+_PROGRESS = re.compile(rb"\s*(\d+)\s+(\d+)%\s")
+_PATH_FAULT = re.compile(
+    rb'rsync: (?:\[\w+\] )?([^"]*?)\(?"(.*)"\)?( \(in [^"]*\))?(?: failed)?: ([^"]*)', re.DOTALL
+)  # to the last quote: names may hold quotes, messages do not
+_VANISHED = re.compile(rb'file has vanished: "(.*)"( \(in [^"]*\))?', re.DOTALL)
+_SKIPPED = re.compile(rb'skipping (non-regular file|directory) "?(.*?)"?', re.DOTALL)
+_REFUSED = re.compile(rb"ERROR: rejecting (?:unrequested|excluded) file-list name: (.*)", re.DOTALL)
+
+
+def unescape(text: bytes) -> bytes:
+    """A name as it is on disk: rsync writes bytes it would not print, and a backslash before `#`, as backslash-#-octal."""
+    return _ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), text)
+
+
+def parse_line(line: bytes) -> Arrived | Progress | Fault | None:
+    """What one line of rsync's output (stdout or stderr, ended by CR or LF) says; None when nothing we use."""
+    if found := _ARRIVED.fullmatch(line):
+        return Arrived(_clean(unescape(found[4])), int(found[2]), int(found[3]))
+    if found := _PROGRESS.match(line):
+        return Progress(int(found[1]), int(found[2]))
+    if found := _VANISHED.fullmatch(line):
+        return Fault(_clean(unescape(found[1])), "it vanished at the parent", vanished=True)
+    if found := _SKIPPED.fullmatch(line):
+        what = "directory" if found[1] == b"directory" else "special file or symlink"
+        return Fault(_clean(unescape(found[2])), f"it is a {what} at the parent now")
+    if found := _REFUSED.fullmatch(line):
+        return Fault(
+            _clean(unescape(found[1])), "this rsync wrongly refuses it (known of 3.2.4 to 3.2.7): upgrade rsync"
+        )
+    if found := _PATH_FAULT.fullmatch(line):
+        why = found[4].decode("utf-8", "replace")
+        gone = found[1].strip() == b"link_stat" and why.endswith("(2)")
+        what = found[1].strip().decode("utf-8", "replace")
+        return Fault(_clean(unescape(found[2])), f"{what}: {why}", vanished=gone)
+    if line.startswith((b"rsync: ", b"rsync error: ", b"@ERROR", b"ERROR", b"IO error")):
+        return Fault(b"", line.decode("utf-8", "replace"))
+    return None
+
+
+def _clean(path: bytes) -> bytes:
+    return path.removeprefix(b"./").rstrip(b"/") if path != b"./" else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a batch: each path asked for is in exactly one of the three."""
+
+    verdict: Verdict
+    text: str
+    arrived: frozenset[bytes]
+    vanished: frozenset[bytes]
+    """no longer at the parent: a later change in its journal says so, or says what it is now"""
+    failed: dict[bytes, str]
+    """to be tried again, each with the reason"""
+
+
+def judge(asked: Iterable[bytes], arrived: Iterable[bytes], faults: Sequence[Fault], code: int) -> Result:
+    """The outcome path by path. Exit code 23 or 24 is never success: what was not named as arrived has failed."""
+    verdict, text = meaning(code)
+    asked, named = frozenset(asked), frozenset(arrived)
+    general = [fault.why for fault in faults if not fault.path]
+    # The summary line says less than the line before it.
+    reason = next((why for why in general if not why.startswith("rsync error: ")), "")
+    why = f"{text}: {reason}" if reason else text
+    if any("No space left on device" in f.why or "Disk quota exceeded" in f.why for f in faults):
+        verdict, why = Verdict.LOCAL, "the disk is full"
+    by_path = {fault.path: fault for fault in faults if fault.path in asked}
+    vanished = frozenset(path for path, fault in by_path.items() if fault.vanished)
+    failed = {path: fault.why for path, fault in by_path.items() if not fault.vanished}
+    if verdict is not Verdict.DONE:
+        failed |= dict.fromkeys(asked - named - vanished - failed.keys(), why)
+    elif vanished or failed:
+        verdict = Verdict.PARTIAL  # what is skipped does not show in the exit code
+    return Result(verdict, why, asked - vanished - failed.keys(), vanished, failed)
