@@ -12,10 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from core.config import split_listen
-from dnsd.answer import ClientAddress, Transport, failure, respond
+from dnsd.answer import ClientAddress, Transport
 from dnsd.image import Image
 from dnsd.io_bind import bind_error
-from dnsd.io_faults import FaultLog
+from dnsd.io_faults import FaultLog, answer_guarded
 from dnsd.io_udp import client_address
 from dnsd.tally import SAMPLE_EVERY, Tally
 
@@ -157,19 +157,7 @@ class TcpPlane:
                 await writer.drain()
 
     def _answer(self, data: bytes, client: ClientAddress) -> bytes | None:
-        image = self._current()
-        try:
-            reply = respond(image, data, client, Transport.TCP)
-        except Exception as error:  # a fault in dnsd: this query gets SERVFAIL, the next one is served
-            self.tally.errors += 1
-            self._faults.note(error)
-            with contextlib.suppress(Exception):
-                return failure(image, data)
-            return None
-        if reply is None:
-            return None
-        self.tally.count(reply)
-        return reply.wire
+        return answer_guarded(self._current(), data, client, Transport.TCP, self.tally, self._faults)
 
 
 def _bind(listen: str) -> socket.socket:

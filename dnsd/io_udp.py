@@ -14,10 +14,10 @@ from typing import Any
 
 from core.config import split_listen
 from core.io_http import bound_address
-from dnsd.answer import ClientAddress, Transport, failure, respond
+from dnsd.answer import ClientAddress, Transport
 from dnsd.image import Image
 from dnsd.io_bind import bind_error
-from dnsd.io_faults import FaultLog
+from dnsd.io_faults import FaultLog, answer_guarded
 from dnsd.tally import SAMPLE_EVERY, Tally
 
 _BATCH = 64
@@ -118,19 +118,8 @@ class UdpPlane:
         return data, [], sender
 
     def _answer(self, data: bytes, sender: Any) -> bytes | None:
-        image = self._current()
-        try:
-            reply = respond(image, data, client_address(self._family, sender[0]), Transport.UDP)
-        except Exception as error:  # a fault in dnsd: this query gets SERVFAIL, the next one is served
-            self.tally.errors += 1
-            self._faults.note(error)
-            with contextlib.suppress(Exception):
-                return failure(image, data)
-            return None
-        if reply is None:
-            return None
-        self.tally.count(reply)
-        return reply.wire
+        client = client_address(self._family, sender[0])
+        return answer_guarded(self._current(), data, client, Transport.UDP, self.tally, self._faults)
 
     def _send(self, wire: bytes, ancillary: Ancillary, sender: Any) -> None:
         try:

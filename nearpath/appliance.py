@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
 from pathlib import Path
@@ -23,6 +22,7 @@ from core.io_clock import AnchoredClock
 from core.io_config import read_config
 from core.io_http import bind_tcp, bound_address, make_health_app
 from core.io_log import get_logger
+from core.io_state import hold_state_dir
 from core.messages import MirrorAdmin, encode
 from dnsd.image import Image, compile_image, with_table
 from dnsd.io_server import DnsServer, answer_options
@@ -87,7 +87,7 @@ class Appliance:
     async def _start(self) -> None:
         config, push = self.config, self._stack.push_async_callback
         state_dir = Path(config.state_dir)
-        self._stack.callback(os.close, _lock(state_dir))
+        self._stack.callback(os.close, hold_state_dir(state_dir, "appliance"))
         self.bus = await EmbeddedBus.open(state_dir / "bus.sqlite", self.clock)
         push(self.bus.close)
         if self._with_dns:
@@ -231,25 +231,6 @@ def _image_of(loaded: Loaded, table: SteeringTable, generation: int) -> Image:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _lock(state_dir: Path) -> int:
-    """Make the state directory and hold it for this process alone; returns the descriptor that holds it."""
-    try:
-        state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
-        fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise NearpathError(
-            f"cannot write in state_dir {state_dir}: {error.strerror}", "make it writable for the daemon's user"
-        ) from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise NearpathError(
-            f"another appliance runs on state_dir {state_dir}", "stop it first, or give this one its own state_dir"
-        ) from None
-    return fd
 
 
 def _bind_control(path: Path) -> socket.socket:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import random
 import time
@@ -18,6 +17,7 @@ from core.config import AgentConfig
 from core.errors import NearpathError
 from core.io_http import bind_tcp, make_health_app
 from core.io_log import get_logger
+from core.io_state import hold_state_dir
 from core.messages import Target, TargetList
 from probes.faults import LocalFault
 from probes.io_metrics import AgentMetrics
@@ -61,7 +61,7 @@ class Agent:
     async def start(cls, config: AgentConfig) -> Agent:
         """Open the spool, take up the last targets and run; NearpathError says why it cannot."""
         folder = Path(config.state_dir)
-        lock = await asyncio.to_thread(_lock_folder, folder)
+        lock = await asyncio.to_thread(hold_state_dir, folder, "agent")
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(os.close, lock)
             spool = await Spool.open(folder, config.spool.max_samples)
@@ -209,22 +209,3 @@ class Agent:
         self._metrics.spool_works.set_function(lambda: 0 if self._spool.trouble else 1)
         self._metrics.delivery_age_s.set_function(lambda: age_of(self._reporter.delivered_s))
         self._metrics.targets_age_s.set_function(lambda: age_of(self._reporter.confirmed_s))
-
-
-def _lock_folder(folder: Path) -> int:
-    """A descriptor that holds the lock on `folder`: two agents with one spool would number different samples alike."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise NearpathError(
-            f"cannot use state_dir {folder}: {error.strerror}", "create it with the agent's user as owner"
-        ) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise NearpathError(
-            f"another agent runs with state_dir {folder}", "stop it, or give this one a `state_dir` of its own"
-        ) from None
-    return handle

@@ -260,7 +260,7 @@ async def test_metrics_and_health(tmp_path: Path, mirror: int) -> None:
 
 async def test_two_agents_cannot_share_a_spool(tmp_path: Path) -> None:
     async with agent_with(tmp_path, "http://127.0.0.1:1"):
-        with pytest.raises(NearpathError, match="another agent runs with state_dir"):
+        with pytest.raises(NearpathError, match="another agent runs on state_dir"):
             await Agent.start(make_config(tmp_path, "http://127.0.0.1:1"))
     async with agent_with(tmp_path, "http://127.0.0.1:1"):
         pass
