@@ -76,10 +76,10 @@ def watching(town: Town, regions: tuple[str, ...] = REGIONS) -> Iterator[dict[st
 
 def test_a_each_region_gets_its_truly_fastest_mirror(town: Town) -> None:
     for region in REGIONS:
-        order = town.true_order(region)
-        assert town.mirror_for(region) == order[0]
+        assert town.mirror_for(region) == town.true_order(region)[0]
         catchment = town.catchment(region)
-        assert [m["mirror"] for m in catchment["mirrors"]] == order, "the whole order is the true one"
+        rtts = [town.true_rtt_ms(region, m["mirror"]) for m in catchment["mirrors"]]
+        assert all(a < 1.1 * b for a, b in itertools.pairwise(rtts)), f"not the true order, up to the margin: {rtts}"
         assert catchment["quality"] == "live"
         assert town.ask(region).ede == (), "a live answer has nothing to confess"
 

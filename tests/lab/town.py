@@ -184,8 +184,11 @@ class Town:
 
     def true_order(self, region: str) -> list[str]:
         """The mirrors from fastest to slowest as the lab's matrix has them."""
-        rtts = _rtt_ms()
-        return sorted(MIRRORS, key=lambda mirror: rtts[region, mirror])
+        return sorted(MIRRORS, key=lambda mirror: self.true_rtt_ms(region, mirror))
+
+    def true_rtt_ms(self, region: str, mirror: str) -> float:
+        """The RTT of the lab's matrix."""
+        return _rtt_ms()[region, mirror]
 
     # -- waiting
 
