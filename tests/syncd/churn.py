@@ -41,6 +41,9 @@ class Churn:
 
     def __init__(self, root: bytes, seed: int, max_depth: int = 4) -> None:
         self.root = root
+        # Where a symlink out of the tree leads. Operations follow it, so it must be a place that is the test's own.
+        self.outside = root + b".outside"
+        os.makedirs(self.outside, exist_ok=True)
         self.rng = random.Random(seed)
         self.max_depth = max_depth
 
@@ -104,7 +107,7 @@ class Churn:
         path = self.path()
         if self.rng.random() < 0.5 and os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
-        os.symlink(self.rng.choice([b"a", b"/etc", b"../b", b"nowhere\n"]), path)
+        os.symlink(self.rng.choice([b"a", self.outside, b"../b", b"nowhere\n"]), path)
 
     def hard_link(self) -> None:
         os.link(self.path(), self.path(), follow_symlinks=False)
