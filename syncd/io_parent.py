@@ -1,0 +1,186 @@
+"""The child's side of the parent's port: its root, its journal, its listings; and how rsync reaches it. See `wire.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+import aiohttp
+from yarl import URL
+
+from core.errors import MessageError, NearpathError
+from syncd import wire
+from syncd.io_connector import client_tls
+from syncd.manifest import MAX_ASKED, MAX_LISTING_BYTES
+from syncd.rsync import Connector
+from syncd.signed_root import MAX_ROOT_BYTES
+
+_TIMEOUT_S = 30.0
+_MAX_ANSWER_BYTES = wire.MAX_LISTINGS_BYTES + MAX_LISTING_BYTES
+
+
+class ParentError(NearpathError):
+    """The parent cannot be asked just now, or does not answer as it must: tried again later, or another one is asked."""
+
+
+class ParentRefuses(ParentError):
+    """The parent does not know this node, or does not let it have the tree: its configuration must change."""
+
+
+class Parent:
+    """One parent, for any number of trees. The token is read from its file at every request: it may be renewed.
+
+    `url`: https://HOST:PORT; http for loopback only, since it shows the token. `ca`: PEM file of the certificates to
+    trust, "" for the system's. Every method raises ParentError or ParentRefuses, MessageError for a malformed answer.
+    """
+
+    def __init__(self, url: str, node: str, token_file: str, ca: str = "") -> None:
+        self.url = url.rstrip("/")
+        self.node = wire.check_node(node)
+        self._token_file = token_file
+        self._ca = ca
+        self._roots: dict[str, tuple[str, bytes]] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Parent:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def root(self, tree: str) -> bytes:
+        """The signed root, to be given to `verify_root`. One request, which transfers nothing when it did not change."""
+        known = self._roots.get(tree)
+        headers = {"If-None-Match": known[0]} if known else {}
+        status, body, tag = await self._ask("GET", tree, "root", MAX_ROOT_BYTES, (200, 304), headers=headers)
+        if status == 304:
+            if known is None:
+                raise MessageError(f"{self.url} says that nothing changed since never", "it is broken")
+            return known[1]
+        self._roots[tree] = (tag[:100], body)
+        return body
+
+    async def journal(self, tree: str, after: wire.Cursor, wait_s: float = 50.0) -> wire.Batch | wire.Behind:
+        """What came after the cursor `after`, up to which all is published here; waits at most `wait_s` for something.
+
+        An empty batch: nothing came. Cursor(): for a child that has none; it is told where to begin (Behind).
+        """
+        status, body, _ = await self._ask(
+            "GET",
+            tree,
+            "journal",
+            wire.MAX_BATCH_BYTES,
+            (200, 410),
+            query=wire.journal_query(after, wait_s),
+            timeout_s=_TIMEOUT_S + wait_s,
+        )
+        return wire.decode_batch(body) if status == 200 else wire.decode_behind(body)
+
+    async def listings(self, tree: str, paths: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Listings of the directories `paths`, for `manifest.compare`; what is no directory there is left out."""
+        found: dict[bytes, bytes] = {}
+        left = list(paths)
+        while left:
+            asked = left[:MAX_ASKED]
+            _, body, _ = await self._ask(
+                "POST", tree, "listings", _MAX_ANSWER_BYTES, (200,), body=wire.encode_ask(asked)
+            )
+            answer = wire.decode_listings(asked, body)
+            found |= {path: listing for path, listing in answer.items() if listing is not None}
+            left = left[len(answer) :]
+        return found
+
+    def connector(self, tree: str) -> Connector:
+        """For `io_rsync.pull`: rsync reaches the tree through `io_connector`, with the same token file and trust."""
+        options = ["--node", self.node, "--token-file", self._token_file, *(["--ca", self._ca] if self._ca else [])]
+        command = (sys.executable, "-m", "syncd.io_connector", *options, self.url, wire.check_tree(tree))
+        return Connector(command, wire.MODULE)
+
+    async def _ask(
+        self,
+        method: str,
+        tree: str,
+        what: str,
+        limit_bytes: int,
+        expected: tuple[int, ...],
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> tuple[int, bytes, str]:
+        """(status, body, ETag) of an answer with an expected status and at most `limit_bytes`."""
+        url = self.url + wire.tree_path(tree, what)
+        every = {"Authorization": f"Bearer {read_token(self._token_file)}", wire.NODE_HEADER: self.node}
+        # No limit on the whole: a large listing over a slow line takes its time, as long as bytes keep coming.
+        timeout = aiohttp.ClientTimeout(total=None, connect=_TIMEOUT_S, sock_read=timeout_s)
+        try:
+            async with self._client().request(
+                method,
+                _encoded(url),
+                params=query,
+                data=body,
+                headers={**every, **(headers or {})},
+                timeout=timeout,
+                allow_redirects=False,  # another node must not get the token
+            ) as answer:
+                data = await _read(answer, limit_bytes if answer.status in expected else 4 * wire.MAX_TEXT)
+        except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError) as error:
+            raise ParentError(
+                f"{self.url} does not answer: {error or 'no answer in time'}", "is syncd up there?"
+            ) from None
+        if answer.status in expected:
+            return answer.status, data, answer.headers.get("ETag", "")
+        said = data.decode("utf-8", "replace").strip()
+        if answer.status in (401, 403):
+            raise ParentRefuses(f"{self.url} refuses tree {tree!r} to {self.node}", said)
+        raise ParentError(f"{self.url} answers {answer.status} for the {what} of tree {tree!r}", said)
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            tls: ssl.SSLContext | bool = True
+            if self.url.startswith("https:"):
+                try:
+                    tls = client_tls(self._ca)
+                except (OSError, ssl.SSLError) as error:
+                    raise ParentError(f"the certificates in {self._ca} cannot be read: {error}", "a PEM file") from None
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=tls), cookie_jar=aiohttp.DummyCookieJar()
+            )
+        return self._session
+
+
+def read_token(file: str) -> str:
+    """The token in `file`; ParentError when it cannot be read or could not stand in a header."""
+    try:
+        with open(file, encoding="ascii") as stream:
+            token = stream.read(1024).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParentError(f"the token in {file} cannot be read: {error}", "check the file and its owner") from None
+    if not token or not token.isprintable() or " " in token:
+        raise ParentError(f"{file} holds no token", "one line of printable ASCII without blanks")
+    return token
+
+
+def _encoded(url: str) -> URL:
+    return URL(url, encoded=True)  # as wire.tree_path encoded it, and not once more
+
+
+async def _read(answer: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    data = bytearray()
+    async for chunk in answer.content.iter_any():
+        data += chunk
+        if len(data) > limit_bytes:
+            raise MessageError(f"an answer of more than {limit_bytes} bytes", "the other node is broken or hostile")
+    return bytes(data)

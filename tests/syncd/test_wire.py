@@ -1,0 +1,279 @@
+"""Parent and child's words: what one encodes the other decodes, and what nobody encodes is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import MessageError
+from syncd.manifest import MAX_ASKED
+from syncd.model import Change, Entry, Kind, Op
+from syncd.wire import (
+    MAX_BATCH_BYTES,
+    MAX_LISTINGS_BYTES,
+    MAX_SEQUENCE,
+    MAX_WAIT_S,
+    Batch,
+    Behind,
+    Child,
+    Cursor,
+    check_node,
+    check_tree,
+    decode_ask,
+    decode_batch,
+    decode_behind,
+    decode_listings,
+    encode_ask,
+    encode_batch,
+    encode_behind,
+    encode_listings,
+    etag,
+    journal_query,
+    parse_journal_query,
+    refusal,
+    token_sha256,
+    tree_path,
+)
+
+names = st.binary(min_size=1, max_size=40).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+)
+paths = st.lists(names, min_size=1, max_size=5).map(b"/".join)
+numbers = st.integers(0, MAX_SEQUENCE)
+cursors = st.builds(Cursor, st.one_of(st.just(b""), st.binary(min_size=16, max_size=16)), numbers)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Change:
+    op, path = draw(st.sampled_from(Op)), draw(paths)
+    source = draw(paths) if op is Op.RENAME else b""
+    kind, mode = draw(st.sampled_from(Kind)), draw(st.integers(0, 0o7777))
+    if op is Op.DELETE:
+        return Change(draw(numbers), op, path)
+    if kind is Kind.FILE:
+        times = st.integers(-MAX_SEQUENCE, MAX_SEQUENCE)
+        digest = draw(st.none() | st.binary(min_size=32, max_size=32))
+        entry = Entry(path, kind, mode, draw(numbers), draw(times), digest=digest)
+    elif kind is Kind.SYMLINK:
+        entry = Entry(
+            path, kind, mode, target=draw(st.binary(min_size=1, max_size=60).filter(lambda t: b"\0" not in t))
+        )
+    else:
+        entry = Entry(path, kind, mode)
+    return Change(draw(numbers), op, path, entry, source)
+
+
+batches = st.builds(Batch, st.lists(changes(), max_size=8).map(tuple), cursors, numbers)
+
+
+@given(batches)
+def test_a_batch_arrives_as_it_was(batch: Batch) -> None:
+    assert decode_batch(encode_batch(batch)) == batch
+
+
+def test_what_one_node_alone_knows_stays_there() -> None:
+    entry = Entry(b"a", Kind.FILE, 0o644, 1, 2, ctime_ns=3, inode=(4, 5))
+    (change,) = decode_batch(encode_batch(Batch((Change(1, Op.UPSERT, b"a", entry),), Cursor(), 1))).changes
+    assert change.entry == Entry(b"a", Kind.FILE, 0o644, 1, 2)
+
+
+@given(batches, st.data())
+def test_a_batch_that_was_cut_is_refused(batch: Batch, data: st.DataObject) -> None:
+    whole = encode_batch(batch)
+    with pytest.raises(MessageError):
+        decode_batch(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+@given(st.binary(max_size=300) | batches.map(encode_batch), st.data())
+def test_hostile_bytes_raise_nothing_but_message_errors(blob: bytes, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(blob)))
+    blob = blob[:at] + data.draw(st.binary(max_size=5)) + blob[at + data.draw(st.integers(0, 3)) :]
+    for decode in (decode_batch, decode_behind, decode_ask, lambda b: decode_listings([b"a", b"b"], b)):
+        try:
+            decode(blob)
+        except MessageError:
+            continue
+
+
+GOOD: dict[str, Any] = {"n": 1, "op": "u", "path": "a", "kind": "f", "mode": 420, "size": 1, "mtime_ns": 2}
+LINK = GOOD | {"kind": "l", "size": 0, "mtime_ns": 0, "target": "b"}
+
+
+def batch_of(fields: dict[str, Any]) -> bytes:
+    head = {"id": "", "cursor": 1, "last": 1, "changes": 1}
+    return (json.dumps(head) + "\n" + json.dumps(fields) + "\n").encode()
+
+
+def test_the_good_lines_of_the_next_test_are_good() -> None:
+    assert decode_batch(batch_of(GOOD)).changes[0].path == b"a"
+    assert decode_batch(batch_of(LINK)).changes[0].entry == Entry(b"a", Kind.SYMLINK, 420, target=b"b")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        GOOD | {"path": "../etc/passwd"},
+        GOOD | {"path": "/etc/passwd"},
+        GOOD | {"path": "a/%2E%2E/b"},  # not the canonical way to write it, and `..` besides
+        GOOD | {"path": "%61"},
+        GOOD | {"path": "a%00b"},
+        GOOD | {"path": "a//b"},
+        GOOD | {"path": ""},
+        GOOD | {"path": "ä"},
+        GOOD | {"path": "x" * 256},
+        GOOD | {"path": "a/" * 4000 + "a"},
+        GOOD | {"path": 1},
+        GOOD | {"op": "r"},
+        GOOD | {"op": "r", "from": "../a"},
+        GOOD | {"op": "r", "from": ""},
+        GOOD | {"op": "z"},
+        GOOD | {"op": []},
+        GOOD | {"kind": "b"},
+        GOOD | {"mode": 0o10000},
+        GOOD | {"mode": -1},
+        GOOD | {"size": -1},
+        GOOD | {"size": 1.5},
+        GOOD | {"size": True},
+        GOOD | {"size": 2**64},
+        GOOD | {"n": None},
+        GOOD | {"target": "b"},
+        GOOD | {"digest": "00"},
+        GOOD | {"kind": "d"},
+        LINK | {"target": ""},
+        LINK | {"target": "%00"},
+        LINK | {"target": "x" * 5000},
+        LINK | {"size": 1},
+    ],
+)
+def test_changes_that_no_parent_sends_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(MessageError):
+        decode_batch(batch_of(fields))
+
+
+def test_a_batch_beyond_the_limit_is_not_even_looked_at() -> None:
+    with pytest.raises(MessageError, match="allowed"):
+        decode_batch(b" " * (MAX_BATCH_BYTES + 1))
+
+
+def test_deep_json_is_refused() -> None:
+    with pytest.raises(MessageError):
+        decode_batch(b"[" * 100_000 + b"\n")
+
+
+@given(cursors, st.text(max_size=1000))
+def test_behind_arrives_as_it_was(cursor: Cursor, why: str) -> None:
+    assert decode_behind(encode_behind(Behind(cursor, why))) == Behind(cursor, why)
+
+
+@given(cursors, st.floats(0, MAX_WAIT_S))
+def test_a_journal_query_arrives_as_it_was(cursor: Cursor, wait_s: float) -> None:
+    found, found_s = parse_journal_query(journal_query(cursor, wait_s))
+    assert found == cursor
+    assert found_s == pytest.approx(wait_s, abs=0.001)
+
+
+def test_a_wait_is_bounded_and_defaults_are_a_child_without_a_cursor() -> None:
+    assert parse_journal_query({"wait": "999999"}) == (Cursor(), MAX_WAIT_S)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *({"after": value} for value in ("-1", "", "9" * 19, "1e3", "\u0663")),
+        *({"wait": value} for value in ("nan", "-1", "inf", "1e9")),
+        *({"id": value} for value in ("00", "g" * 32, "0" * 34)),
+    ],
+)
+def test_queries_out_of_form_are_refused(query: dict[str, str]) -> None:
+    with pytest.raises(MessageError):
+        parse_journal_query(query)
+
+
+@given(st.lists(st.just(b"") | paths, min_size=1, max_size=20))
+def test_the_directories_asked_for_arrive_as_they_were(asked: list[bytes]) -> None:
+    assert decode_ask(encode_ask(asked)) == tuple(asked)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"a", b"a\0b", b"../x\0", b"/\0", b"a\0" * (MAX_ASKED + 1), b"x" * 3_000_000 + b"\0"]
+)
+def test_asks_out_of_form_are_refused(body: bytes) -> None:
+    with pytest.raises(MessageError):
+        decode_ask(body)
+
+
+@given(st.lists(st.none() | st.binary(max_size=50), min_size=1, max_size=10), st.data())
+def test_listings_arrive_as_they_were_and_a_cut_shows(listings: list[bytes | None], data: st.DataObject) -> None:
+    asked = [b"d%d" % i for i in range(len(listings))]
+    whole = b"".join(encode_listings(listings))
+    assert decode_listings(asked, whole) == dict(zip(asked, listings, strict=True))
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    try:
+        found = decode_listings(asked, cut)
+    except MessageError:
+        return
+    # Cut between two frames it is an answer to fewer: the rest is asked for again.
+    assert 0 < len(found) < len(asked)
+    assert all(dict(zip(asked, listings, strict=True))[path] == listing for path, listing in found.items())
+
+
+def test_an_answer_ends_when_it_is_large_and_a_larger_listing_goes_alone() -> None:
+    half = b"x" * (MAX_LISTINGS_BYTES // 2)
+    assert len(decode_listings([b"a", b"b", b"c"], b"".join(encode_listings([half, half, b"y"])))) == 2
+    assert len(decode_listings([b"a", b"b"], b"".join(encode_listings([half * 3, b"y"])))) == 1
+
+
+def test_more_listings_than_were_asked_for_are_refused() -> None:
+    with pytest.raises(MessageError):
+        decode_listings([b"a"], b"".join(encode_listings([b"x", b"y"])))
+
+
+CHILDREN = {"edge1": Child("edge1", token_sha256("right"), frozenset({"debian"}))}
+
+
+@pytest.mark.parametrize(
+    ("node", "authorization", "tree", "status"),
+    [
+        ("edge1", "Bearer right", "debian", None),
+        ("edge1", "bearer right", "debian", None),
+        ("edge1", "Bearer right", "secret", 403),
+        ("edge1", "Bearer wrong", "debian", 401),
+        ("edge1", "Bearer wrong", "secret", 401),
+        ("edge1", "Bearer ", "debian", 401),
+        ("edge1", "", "debian", 401),
+        ("edge1", "Basic right", "debian", 401),
+        ("edge1", "Bearer " + "r" * 100_000, "debian", 401),
+        ("edge1", "Bearer \udcff", "debian", 401),
+        ("edge2", "Bearer right", "debian", 401),
+        ("edge2", "Bearer no node has this token", "debian", 401),
+    ],
+)
+def test_who_may_have_which_tree(node: str, authorization: str, tree: str, status: int | None) -> None:
+    refused = refusal(CHILDREN, node, authorization, tree)
+    assert (refused[0] if refused else None) == status
+
+
+def test_unknown_nodes_and_wrong_tokens_are_told_the_same() -> None:
+    assert refusal(CHILDREN, "edge1", "Bearer wrong", "debian") == refusal(CHILDREN, "nobody", "Bearer x", "debian")
+
+
+@pytest.mark.parametrize("node", ["", "-a", "a b", "a\n", "ä", "a" * 300, "a/b"])
+def test_names_of_nodes_are_checked(node: str) -> None:
+    with pytest.raises(MessageError):
+        check_node(node)
+
+
+@pytest.mark.parametrize("tree", ["", ".", "..", "a/b", "a\nb", "a\0", "ä" * 128, "\udcff"])
+def test_names_of_trees_are_checked(tree: str) -> None:
+    with pytest.raises(MessageError):
+        check_tree(tree)
+
+
+def test_urls_and_etags() -> None:
+    assert tree_path("a b%ü", "root") == "/v1/trees/a%20b%25%C3%BC/root"
+    assert etag(b"a") != etag(b"b")
+    assert etag(b"a").startswith('"')
