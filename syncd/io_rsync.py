@@ -165,3 +165,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+
+
+def own_ids() -> tuple[int, int] | None:
+    """The `owner` for `daemon_config` when root serves as itself; None for others, who cannot and need not change."""
+    return (os.getuid(), os.getgid()) if os.geteuid() == 0 else None

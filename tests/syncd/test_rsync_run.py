@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd.io_rsync import pull, pull_all, push
+from syncd.io_rsync import own_ids, pull, pull_all, push
 from syncd.io_rsync_check import check_binary
 from syncd.model import Entry, Kind
 from syncd.plan import Fetch
@@ -47,7 +47,7 @@ class Parent:
         self.stage = home / "stage"
         self.stage.mkdir()
         config = home / "rsyncd.conf"
-        config.write_text(daemon_config("tree", str(self.root), owner=owner or (os.getuid(), os.getgid())))
+        config.write_text(daemon_config("tree", str(self.root), owner=owner or own_ids()))
         self.transport = Connector(("sh", "-c", "exec " + rsh_argument(daemon_command(str(config)))), "tree")
 
     def file(self, path: bytes, content: bytes = b"", mode: int = 0o640) -> Fetch:
