@@ -321,7 +321,7 @@ def test_nothing_is_left_when_the_test_run_is_killed(tmp_path: Path) -> None:
         owner.kill()
         owner.communicate()
     wait_until(lambda: name not in netns.listed(), 20, "the router has removed the namespaces")
-    wait_until(lambda: gone(int(pid)), 5, "the program is gone")
+    wait_until(lambda: gone(int(pid)), 30, "the program is gone")
 
 
 def test_namespaces_of_a_dead_owner_are_removed_and_others_are_not(tmp_path: Path) -> None:
