@@ -31,7 +31,7 @@ M = TypeVar("M", bound=BaseModel)
 
 def read_config(file: str | Path) -> Config:
     """The appliance's configuration in `file`; paths in it are made absolute from its folder. Raises ConfigError."""
-    config = _read(file, Config, find_dangling)
+    config = read_model(file, Config, find_dangling)
     base = Path(file).resolve().parent
     return config.model_copy(
         update={
@@ -70,7 +70,7 @@ def read_state_dir(file: str | Path) -> str:
 
 def read_agent_config(file: str | Path) -> AgentConfig:
     """The probe agent's configuration in `file`; paths in it are made absolute from its folder. Raises ConfigError."""
-    config = _read(file, AgentConfig, lambda _raw: [])
+    config = read_model(file, AgentConfig, lambda _raw: [])
     base = Path(file).resolve().parent
     return config.model_copy(
         update={
@@ -81,7 +81,10 @@ def read_agent_config(file: str | Path) -> AgentConfig:
     )
 
 
-def _read(file: str | Path, model: type[M], refs: Callable[[Mapping[str, Any]], Sequence[tuple[PathKey, str]]]) -> M:
+def read_model(
+    file: str | Path, model: type[M], refs: Callable[[Mapping[str, Any]], Sequence[tuple[PathKey, str]]]
+) -> M:
+    """The `model` in a YAML `file`; ConfigError with every fault, also those that `refs` finds in the raw mapping."""
     name = str(file)
     try:
         with open(file, "rb") as stream:

@@ -1,0 +1,99 @@
+"""Reading syncd's configuration: paths made absolute, and what one section says of another checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.config_sync import Parent, SyncConfig, Tree
+from core.io_config import PathKey, read_model
+
+
+def read_sync_config(file: str | Path) -> SyncConfig:
+    """syncd's configuration in `file`; paths in it are made absolute from its folder. Raises ConfigError."""
+    config = read_model(file, SyncConfig, find_dangling)
+    base = Path(file).resolve().parent
+    parents = {name: _placed(parent, base) for name, parent in config.parents.items()}
+    trees = {name: _placed(tree, base) for name, tree in config.trees.items()}
+    updates: dict[str, Any] = {"state_dir": str(base / config.state_dir), "parents": parents, "trees": trees}
+    if config.tls is not None:
+        tls = {"cert": str(base / config.tls.cert), "key": str(base / config.tls.key)}
+        updates["tls"] = config.tls.model_copy(update=tls)
+    if config.appliance is not None:
+        updates["appliance"] = _placed(config.appliance, base)
+    return config.model_copy(update=updates)
+
+
+def _placed(section: Any, base: Path) -> Any:
+    """`section` with every `*_file` in it made absolute."""
+    files = [name for name in type(section).model_fields if name.endswith("_file") and getattr(section, name)]
+    placed: dict[str, Any] = {name: str(base / getattr(section, name)) for name in files}
+    if isinstance(section, Tree):
+        placed["push"] = {name: _placed(push, base) for name, push in section.push.items()}
+    return section.model_copy(update=placed)
+
+
+def find_dangling(raw: Mapping[str, Any]) -> Sequence[tuple[PathKey, str]]:
+    """What names something that is not there, or cannot be together; `raw` may have faults of its own."""
+    return [*_unknown_names(raw), *_overlaps(raw), *_unprotected(raw)]
+
+
+def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = raw.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _sections(raw: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, section in _mapping(raw, key).items():
+        if isinstance(section, Mapping):
+            yield name, section
+
+
+def _unknown_names(raw: Mapping[str, Any]) -> Iterator[tuple[PathKey, str]]:
+    parents, trees = _mapping(raw, "parents"), _mapping(raw, "trees")
+    for name, tree in _sections(raw, "trees"):
+        wanted = tree.get("parents")
+        for i, parent in enumerate(wanted if isinstance(wanted, list) else []):
+            if isinstance(parent, str) and parent not in parents:
+                yield ("trees", name, "parents", i), f"parent {parent!r} is not defined (defined: {_names(parents)})"
+    for name, child in _sections(raw, "children"):
+        wanted = child.get("trees")
+        for i, tree_name in enumerate(wanted if isinstance(wanted, list) else []):
+            if isinstance(tree_name, str) and tree_name not in trees:
+                yield ("children", name, "trees", i), f"tree {tree_name!r} is not defined (defined: {_names(trees)})"
+
+
+def _names(defined: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(map(str, defined))[:8]) or "none"
+
+
+def _overlaps(raw: Mapping[str, Any]) -> Iterator[tuple[PathKey, str]]:
+    """Trees inside each other: what one publishes the other would take for a change, or delete."""
+    paths = {
+        name: tree["path"].rstrip("/") for name, tree in _sections(raw, "trees") if isinstance(tree.get("path"), str)
+    }
+    for name, path in paths.items():
+        for other, above in paths.items():
+            if name != other and ((path == above and name > other) or path.startswith(above + "/")):
+                yield ("trees", name, "path"), f"{path} lies in the tree {other} ({above}): trees must be apart"
+
+
+def _unprotected(raw: Mapping[str, Any]) -> Iterator[tuple[PathKey, str]]:
+    if raw.get("tls") is None and isinstance(raw.get("listen"), list):
+        for i, listen in enumerate(raw["listen"]):
+            if isinstance(listen, str) and not listen.startswith(("127.", "[::1]")):
+                yield ("listen", i), f"{listen} without `tls`: tokens and content could be read and changed on the way"
+    if raw.get("listen") and not raw.get("children"):
+        yield ("listen",), "nobody may pull: add `children`, or leave `listen` out"
+
+
+def work_directory(name: str, tree: Tree) -> str:
+    """Where the private directory of tree `name` is: beside its path, and so mostly on the same file system."""
+    return tree.work or os.path.join(os.path.dirname(tree.path), f".{name}.syncd")
+
+
+def is_plain(parent: Parent) -> bool:
+    """Whether the parent is a plain rsync server, without a journal."""
+    return parent.transport != "nearpath"
