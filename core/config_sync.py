@@ -5,14 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from core.config import Listen, Metrics, Name, Section, Tls
 from core.units import Duration, Share, Size
-
-NODE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,253}$"
-NodeName = Annotated[str, StringConstraints(pattern=NODE_PATTERN)]
-"""Name of a node: letters, digits and . _ -, such as a host name."""
 
 Keep = Literal["hard-links", "sparse", "xattrs", "acls", "owners"]
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -193,7 +189,7 @@ class Appliance(Section):
     url: str = Field(pattern=r"^https?://[!-~]+$", description="URL of the appliance's report interface")
     token_file: str = Field(min_length=1, description="file with this node's token there, mode 0600")
     ca_file: str | None = Field(default=None, description="PEM file to trust instead of the system's certificates")
-    node: NodeName | None = Field(default=None, description="as under `nodes` in the appliance's file; default: node")
+    node: Name | None = Field(default=None, description="as under `nodes` in the appliance's file; default: node")
     every: Duration = Field(default=2.0, ge=0.2, le=60, description="at least this often; at once when content changes")
 
 
@@ -201,11 +197,11 @@ class SyncConfig(Section):
     """syncd's configuration file."""
 
     version: Literal[1] = Field(description="of the file's form")
-    node: NodeName = Field(description="this node's name, as parents and appliance know it")
+    node: Name = Field(description="this node's name, as parents and appliance know it")
     state_dir: str = Field(min_length=1, description="where indexes, journals and keys are kept")
     listen: list[Listen] = Field(default_factory=list, max_length=16, description="where children reach it")
     tls: Tls | None = Field(default=None, description="certificate for listen; without it only loopback is served")
-    children: dict[NodeName, Child] = Field(default_factory=dict, description="who may pull from here")
+    children: dict[Name, Child] = Field(default_factory=dict, description="who may pull from here")
     parents: dict[Name, Parent] = Field(default_factory=dict)
     trees: dict[Name, Tree] = Field(min_length=1, max_length=1000)
     appliance: Appliance | None = None

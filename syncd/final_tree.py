@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from syncd.model import Change, Entry, Kind, Op, PathError, check_path
+from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError, check_path
 
 IMPLIED_MODE = 0o755
 """Of a directory whose own change never came; the next comparison of manifests puts it right."""
@@ -47,20 +47,23 @@ class Node:
         return entry is not None and entry.kind is Kind.DIRECTORY
 
 
-_ROOT = Entry(b"", Kind.DIRECTORY, IMPLIED_MODE)
+_ROOT = Entry(b"", Kind.DIRECTORY, IMPLIED_MODE, mtime_ns=UNTOLD)
 
 
 class FinalTree:
     def __init__(self, have: Have) -> None:
         self.have = have
-        self.root = Node(known=_ROOT)
+        self.root = Node(known=have.get(b"") or _ROOT)
         self.lacking: list[bytes] = []
+        self._homes: dict[bytes, Node] = {}
+        """directories that were looked up, by path; empty again when one of them may have gone or moved"""
 
     def play(self, change: Change) -> None:
         path = check_path(change.path)
         if not path:
-            if change.op is not Op.UPSERT:
+            if change.op is not Op.UPSERT or change.entry is None or change.entry.kind is not Kind.DIRECTORY:
                 raise PathError(f"a change that would {change.op.name} the root of the tree", "the sender is broken")
+            self.root.entry = change.entry
             return
         if change.op is Op.DELETE:
             self._detach(path)
@@ -92,17 +95,23 @@ class FinalTree:
 
     def _home(self, path: bytes) -> tuple[Node, bytes]:
         """The directory that `path` lies in, made if need be, and its last name."""
+        above, _, last = path.rpartition(b"/")
+        known = self._homes.get(above)
+        if known is not None:
+            return known, last
         names = path.split(b"/")
         node = self.root
         for depth, name in enumerate(names[:-1]):
             kid = self._kid(node, name)
             if kid is None or not kid.is_directory:
-                kid = Node(entry=Entry(b"/".join(names[: depth + 1]), Kind.DIRECTORY, IMPLIED_MODE))
+                kid = Node(entry=Entry(b"/".join(names[: depth + 1]), Kind.DIRECTORY, IMPLIED_MODE, mtime_ns=UNTOLD))
                 node.kids[name] = kid
             node = kid
-        return node, names[-1]
+        self._homes[above] = node
+        return node, last
 
     def _detach(self, path: bytes) -> None:
+        self._homes.clear()
         parent, _, name = path.rpartition(b"/")
         node = self.find(parent)
         if node is not None and node.is_directory:
@@ -117,6 +126,8 @@ class FinalTree:
             else:
                 home.kids[name] = Node(entry=entry)
             return
+        if node is not None and node.is_directory:
+            self._homes.clear()
         known = node.known if node is not None and not node.fetch and node.known is not None else None
         if known is not None and is_same(known, entry):
             return
@@ -138,6 +149,7 @@ class FinalTree:
             return
         self._detach(source)
         home, name = self._home(path)
+        self._homes.clear()
         if node.is_directory and entry.kind is Kind.DIRECTORY:
             node.entry = entry
         home.kids[name] = node

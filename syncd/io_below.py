@@ -53,9 +53,9 @@ class Below:
         self._open.clear()
 
     def at(self, path: bytes) -> tuple[int, bytes]:
-        """(descriptor of the directory, last name) of a path below; the descriptor lives until `forget` or `at`."""
+        """(descriptor of the directory, last name; b"." for the root) of a path; it lives until `forget` or `at`."""
         directory, _, name = path.rpartition(b"/")
-        return self.directory(directory), name
+        return self.directory(directory), name or b"."
 
     def directory(self, path: bytes) -> int:
         """An O_PATH descriptor of directory `path`, closed by this object."""

@@ -62,8 +62,15 @@ class Comparer:
     def check(self, marks: Iterable[tuple[bytes, bool]]) -> None:
         """Look at each (path, subtree) and store what is different: what is there first, then what is gone.
 
-        In this order a file that was renamed is found under its new name before the old one is taken for deleted.
+        In this order a file that was renamed is found under its new name before the old one is taken for deleted. The
+        directories above come last: their mtime moves with every name in them, and makes no event.
         """
+        asked = dict(marks)
+        above = {path.rpartition(b"/")[0] for path in asked if path} - asked.keys()
+        self._check(asked.items())
+        self._check((path, False) for path in above)
+
+    def _check(self, marks: Iterable[tuple[bytes, bool]]) -> None:
         gone = []
         no_directories = set()
         for path, subtree in sorted(marks):
@@ -113,14 +120,22 @@ class Comparer:
 
     def _compare(self, listing: Listing, depth: Depth) -> None:
         path = listing.path
-        number = self._index.number(path)
-        if number is None:
+        if self._index.number(path) is None:
             row = self._look_again(path)
-            if row is None or not row.is_directory or not self._see(path, row):
+            if row is None or row.inode != listing.row.inode:
+                if row is not None and row is not _UNKNOWN:
+                    self._see(path, row)
                 return
-            number = self._index.number(path)
-            if number is None:
+            if not self._knows_above(path):
                 return
+        old = self._index.get(path)
+        # What was made in it after its row was stored, and before it was watched, moved its mtime without an event.
+        if (old is None or old.row != listing.row) and not self._put(path, listing.row, old):
+            return
+        number = self._index.number(path)
+        assert number is not None
+        if old is None or old.row.inode != listing.row.inode:
+            depth = Depth.ALL
         known = self._index.children(number)
         new_files: list[tuple[bytes, Row]] = []
         for name, row in listing.rows.items():
@@ -164,32 +179,38 @@ class Comparer:
             return _UNKNOWN
 
     def _see(self, path: bytes, row: Row, subtree: bool = False) -> bool:
-        """`row` is what is at `path`. False when it cannot be stored, since a directory above it is gone again.
+        """`row` is what is at `path`. False when it is not stored: a directory above is gone again, or see `_put`.
 
         A directory that is not the one it was is walked next, and so is any with `subtree`.
         """
-        above = path.rpartition(b"/")[0]
-        if path and self._index.number(above) is None:
-            # Its directory is not known as one yet: it is new, and will be walked.
-            upper = self._look_again(above)
-            if upper is None or not upper.is_directory or not self._see(above, upper):
-                return False
+        if not self._knows_above(path):
+            return False
         old = self._index.get(path)
-        if old is None or old.row != row:
-            self._put(path, row, old)
+        if (old is None or old.row != row) and not self._put(path, row, old):
+            return False
         if row.is_directory and (subtree or old is None or old.row.inode != row.inode):
             self._found.to_walk.append((path, Depth.ALL))
         return True
 
-    def _put(self, path: bytes, row: Row, old: Child | None) -> None:
-        """Store that `path` is not what it was (`old`), and draft what a child has to do about it."""
+    def _knows_above(self, path: bytes) -> bool:
+        """Whether the directory that `path` is in is stored, now at the latest."""
+        above = path.rpartition(b"/")[0]
+        if not path or self._index.number(above) is not None:
+            return True
+        # It is not known as a directory yet: it is new, and will be walked.
+        upper = self._look_again(above)
+        return upper is not None and upper.is_directory and self._see(above, upper)
+
+    def _put(self, path: bytes, row: Row, old: Child | None) -> bool:
+        """Store that `path` is not what it was (`old`), and draft what a child has to do about it; False: not believed."""
         if old is not None and old.row.is_directory and row.is_directory and old.row.device and not row.device:
             # A mount that is gone leaves an empty directory: the content was not deleted.
             self._found.troubles.append(
                 Trouble(path, "the file system that was mounted here is not; nothing is deleted")
             )
-            return
-        source = None if self.quiet else self._renamed_from(path, row)
+            return False
+        is_in_place = old is not None and (old.row.device, old.row.inode) == (row.device, row.inode)
+        source = None if self.quiet or is_in_place else self._renamed_from(path, row)
         is_other_kind = old is not None and old.row.is_directory != row.is_directory
         if old is not None and (is_other_kind or (source is not None and old.row.is_directory)):
             self._forget(path)
@@ -199,13 +220,15 @@ class Comparer:
             self._index.move(source, path)
             self._index.put(path, row)
             self._draft(Draft(Op.RENAME, path, row, source))
-            if before is not None and before.row.mode != row.mode:
+            if before is not None and (before.row.mode, before.row.mtime_ns) != (row.mode, row.mtime_ns):
                 self._draft(Draft(Op.UPSERT, path, row))
         else:
             self._index.put(path, row)
-            # A directory that was replaced by another of the same mode differs only in what is in it.
-            if old is None or not row.is_directory or old.row.mode != row.mode:
+            # A directory that was replaced by another with the same attributes differs only in what is in it.
+            is_alike = old is not None and (old.row.mode, old.row.mtime_ns) == (row.mode, row.mtime_ns)
+            if not row.is_directory or not is_alike:
                 self._draft(Draft(Op.UPSERT, path, row))
+        return True
 
     def _renamed_from(self, path: bytes, row: Row) -> bytes | None:
         """Where this was before, if the inode is known under a name that is not its own any more."""

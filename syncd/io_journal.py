@@ -100,6 +100,13 @@ class Journal:
         set_fact(self._db, "floor", last)
         return last
 
+    def since(self, after: int, limit: int) -> list[Change] | None:
+        """Every single change after `after`, as it was written; None when they are not all here, or more than `limit`."""
+        last = self.last()
+        if after < self.floor() or after > last or last - after > limit:
+            return None
+        return self._changes(after, limit)
+
     # -- on their own
 
     def read(self, journal_id: bytes, after: int, limit: int = 10_000) -> Page | CompareManifests:
@@ -117,18 +124,21 @@ class Journal:
                 return CompareManifests(last, f"the cursor {after} is ahead of the journal, which ends at {last}")
             if after < floor:
                 return CompareManifests(last, f"the cursor {after} is below {floor}, where the journal starts")
-            rows = self._db.execute(
-                "SELECT sequence, op, path, source, mode, size, mtime_ns, ctime_ns, device, inode, target FROM changes "
-                "WHERE sequence>? ORDER BY sequence LIMIT ?",
-                (after, limit),
-            ).fetchall()
+            changes = self._changes(after, limit)
         finally:
             self._db.execute("COMMIT")
-        changes = [
+        return Page(tuple(coalesce(changes)), changes[-1].sequence if changes else after, last)
+
+    def _changes(self, after: int, limit: int) -> list[Change]:
+        rows = self._db.execute(
+            "SELECT sequence, op, path, source, mode, size, mtime_ns, ctime_ns, device, inode, target FROM changes "
+            "WHERE sequence>? ORDER BY sequence LIMIT ?",
+            (after, limit),
+        )
+        return [
             Change(sequence, Op(op), path, to_entry(path, Row._make(row)) if row[0] is not None else None, source)
             for sequence, op, path, source, *row in rows
         ]
-        return Page(tuple(coalesce(changes)), rows[-1][0] if rows else after, last)
 
     def move_cursor(self, child: str, sequence: int, now: float) -> None:
         """`child` has published everything up to `sequence`. A cursor may go back: the child was restored, say."""

@@ -1,24 +1,32 @@
-"""The child's side of the parent's port: its root, its journal, its listings; and how rsync reaches it. See `wire.py`."""
+"""The child's side of the parent's port: root, journal, listings, small files; how rsync reaches it. See `wire.py`."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import aiohttp
+from aiohttp import AddrInfoType
 from yarl import URL
 
 from core.errors import MessageError, NearpathError
 from syncd import wire
 from syncd.io_connector import client_tls
+from syncd.io_small import stage_files
 from syncd.manifest import MAX_ASKED, MAX_LISTING_BYTES
+from syncd.model import Entry, Kind
 from syncd.rsync import Connector
 from syncd.signed_root import MAX_ROOT_BYTES
 
 _TIMEOUT_S = 30.0
+_KEEP_S = 90.0
+"""Longer than a long poll, so that the connections that take turns with it stay warm; the parent keeps them longer."""
+_DEAD_S = 20
+"""A parent that does not even acknowledge what it is sent is given up; and so often an idle connection is tried."""
 _MAX_ANSWER_BYTES = wire.MAX_LISTINGS_BYTES + MAX_LISTING_BYTES
 
 
@@ -101,6 +109,34 @@ class Parent:
             left = left[len(answer) :]
         return found
 
+    async def files(
+        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True
+    ) -> dict[bytes, str]:
+        """Bring small files (SMALL_FILE_BYTES) into the directory `stage`, each at its path; those that failed, and why.
+
+        A file is written only when its size and time are those of its entry; "it vanished at the parent" (VANISHED of
+        io_small) is not tried again, as with rsync. Names of one file that are asked for together become hard links.
+        DiskFull when there is no space: what was written before stays.
+        """
+        for entry in entries:
+            if entry.kind is not Kind.FILE or entry.size > wire.SMALL_FILE_BYTES:
+                raise ValueError(f"{entry.path!r} is no small file: see small.divide")
+        failed: dict[bytes, str] = {}
+        left = list({entry.path: entry for entry in entries}.values())
+        while left:
+            asked = left[: wire.MAX_FILES_ASKED]
+            body = wire.encode_ask([entry.path for entry in asked], wire.MAX_FILES_ASKED)
+            _, data, _ = await self._ask("POST", tree, "files", wire.MAX_FILES_BYTES, (200,), body=body)
+            answers = wire.decode_files(len(asked), data)
+            work = asyncio.ensure_future(asyncio.to_thread(stage_files, stage, asked, answers, hard_links))
+            try:
+                failed |= await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # nothing is written behind the back of who goes on
+                raise
+            left = left[len(answers) :]
+        return failed
+
     def connector(self, tree: str) -> Connector:
         """For `io_rsync.pull`: rsync reaches the tree through `io_connector`, with the same token file and trust."""
         options = ["--node", self.node, "--token-file", self._token_file, *(["--ca", self._ca] if self._ca else [])]
@@ -121,25 +157,31 @@ class Parent:
         timeout_s: float = _TIMEOUT_S,
     ) -> tuple[int, bytes, str]:
         """(status, body, ETag) of an answer with an expected status and at most `limit_bytes`."""
-        url = self.url + wire.tree_path(tree, what)
         every = {"Authorization": f"Bearer {read_token(self._token_file)}", wire.NODE_HEADER: self.node}
         # No limit on the whole: a large listing over a slow line takes its time, as long as bytes keep coming.
         timeout = aiohttp.ClientTimeout(total=None, connect=_TIMEOUT_S, sock_read=timeout_s)
-        try:
-            async with self._client().request(
-                method,
-                _encoded(url),
-                params=query,
-                data=body,
-                headers={**every, **(headers or {})},
-                timeout=timeout,
-                allow_redirects=False,  # another node must not get the token
-            ) as answer:
-                data = await _read(answer, limit_bytes if answer.status in expected else 4 * wire.MAX_TEXT)
-        except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError) as error:
-            raise ParentError(
-                f"{self.url} does not answer: {error or 'no answer in time'}", "is syncd up there?"
-            ) from None
+        again = method == "POST"  # aiohttp itself asks again with GET; ours only read, too
+        while True:
+            try:
+                async with self._client().request(
+                    method,
+                    _encoded(self.url + wire.tree_path(tree, what)),
+                    params=query,
+                    data=body,
+                    headers={**every, **(headers or {})},
+                    timeout=timeout,
+                    allow_redirects=False,  # another node must not get the token
+                ) as answer:
+                    data = await _read(answer, limit_bytes if answer.status in expected else 4 * wire.MAX_TEXT)
+                break
+            except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError) as error:
+                is_cut = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+                if again and is_cut and not isinstance(error, aiohttp.ClientConnectorError):
+                    again = False  # most likely a kept connection, cut while it was idle
+                    continue
+                raise ParentError(
+                    f"{self.url} does not answer: {error or 'no answer in time'}", "is syncd up there?"
+                ) from None
         if answer.status in expected:
             return answer.status, data, answer.headers.get("ETag", "")
         said = data.decode("utf-8", "replace").strip()
@@ -155,10 +197,29 @@ class Parent:
                     tls = client_tls(self._ca)
                 except (OSError, ssl.SSLError) as error:
                     raise ParentError(f"the certificates in {self._ca} cannot be read: {error}", "a PEM file") from None
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=tls), cookie_jar=aiohttp.DummyCookieJar()
-            )
+            self._session = aiohttp.ClientSession(connector=_connector(tls), cookie_jar=aiohttp.DummyCookieJar())
         return self._session
+
+
+def _connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
+    # No limit: each tree has a poll open for long, and behind a limit the polls would keep everything else waiting.
+    # The connection that was idle for longest is taken first, so with polls every minute all in use stay warm.
+    return aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=_KEEP_S, socket_factory=_socket)
+
+
+def _socket(info: AddrInfoType) -> socket.socket:
+    """A socket whose connection is kept alive over NAT, and found dead soon. asyncio itself sets TCP_NODELAY."""
+    family, kind, protocol, _, _ = info
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _DEAD_S),
+        (socket.TCP_KEEPINTVL, _DEAD_S // 2),
+        (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, _DEAD_S * 1000),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    return sock
 
 
 def read_token(file: str) -> str:

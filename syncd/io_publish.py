@@ -8,8 +8,10 @@ A work directory beside the tree, on the same file system, holds all that client
 
 The intent is on disk before the first step. Before each rename the number of its step and the inode it places are
 noted in `progress` (one small write, which outlives the process); so whoever goes on knows of the one step in doubt
-whether it happened: its path holds that inode, or not. After a power loss that note proves nothing, since it and the
-renames may have reached the disk in any order: the intent is then abandoned, and its paths looked at again.
+whether it happened: its path holds that inode, or not. A staged file needs no such note, since it is gone from staging
+exactly when it was renamed; a delete needs none either, since it can be done twice: of many in a row only the first is
+noted, and all of them are gone through again. After a power loss a note proves nothing, since it and the renames may
+have reached the disk in any order: the intent is then abandoned, and its paths looked at again.
 """
 
 from __future__ import annotations
@@ -17,19 +19,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from syncd.io_below import Below, exchange, is_directory, remove_all, set_mode, sync_file_system
+from syncd.io_below import Below, remove_all
+from syncd.io_steps import PROGRESS, Doer, is_as_announced
 from syncd.model import Entry
-from syncd.publish import Do, Intent, PublishError, Step, decode_intent, encode_intent, touched
+from syncd.publish import Do, Intent, PublishError, Ranks, Step, decode_intent, encode_intent, touched
 
-SYNC_EACH = 64
-"""Up to so many files or directories are synced one by one; beyond, the whole file system at once is quicker."""
-
-_PROGRESS = struct.Struct(">QQ")
 _ROOMS = (b"stage", b"slots", b"fresh", b"trash")
 BOOT_ID = b"/proc/sys/kernel/random/boot_id"
 
@@ -82,20 +80,67 @@ def check_staged(layout: Layout, steps: Sequence[Step]) -> dict[bytes, str]:
     failed: dict[bytes, str] = {}
     with Below(layout.stage) as stage:
         for step in steps:
-            if step.do is Do.PUT and step.entry is not None and (why := _unlike(stage, step.entry)):
+            if step.do is Do.PUT and step.entry is not None and (why := _unlike(stage, step.path, step.entry)):
                 failed[step.path] = why
     return failed
 
 
-def _unlike(stage: Below, entry: Entry) -> str:
-    found = stage.stat(entry.path)
+def _unlike(stage: Below, path: bytes, entry: Entry) -> str:
+    found = stage.stat(path)
     if found is None:
         return "it was not transferred"
     if not stat.S_ISREG(found.st_mode):
         return "it is no longer a file at the parent"
-    if found.st_size != entry.size or (entry.mtime_ns and found.st_mtime_ns != entry.mtime_ns):
-        return "it changed again at the parent"
-    return ""
+    return "" if is_as_announced(found, entry) else "it changed again at the parent"
+
+
+def bring_whole(layout: Layout, steps: Sequence[Step], ranks: Ranks) -> tuple[Step, ...]:
+    """`steps` with directories that are brought in one rename instead of file by file: after `hold_back`, before `begin`.
+
+    Those that are new, and for which exactly the payload lies in staging that is put into them: then nothing is visible
+    sooner than anything that must come before it. A new directory with an index in it is still made, and filled.
+    """
+    new = {step.path: step for step in steps if step.do is Do.MAKE and step.entry is not None}
+    if not new:
+        return tuple(steps)
+    wanted: dict[bytes, set[bytes]] = {path: set() for path in new}
+    for step in steps:
+        if step.do is Do.PUT:
+            above, _, name = step.path.rpartition(b"/")
+            if above in new and not ranks.of(step.path):
+                wanted[above].add(name)
+    whole: set[bytes] = set()
+    with Below(layout.stage) as stage:
+        # The deepest first: a directory is whole when those in it are.
+        for path in sorted(new, key=lambda path: -path.count(b"/")):
+            entry = new[path].entry
+            if entry is not None and _is_whole(stage, path, wanted[path], whole, entry.mode | 0o700):
+                whole.add(path)
+    return tuple([replace(step, do=Do.BRING) if step.do is Do.MAKE and step.path in whole else step for step in steps])
+
+
+def _is_whole(stage: Below, path: bytes, files: set[bytes], whole: set[bytes], mode: int) -> bool:
+    """Whether staging holds just these files in `path`, and whole directories; it gets its mode then, while unseen."""
+    try:
+        fd = stage.open_directory(path)
+    except PublishError:
+        return False
+    try:
+        count = 0
+        with os.scandir(fd) as found:
+            for each in found:
+                name = os.fsencode(each.name)
+                if each.is_file(follow_symlinks=False):
+                    count += 1
+                    if name not in files:
+                        return False
+                elif not each.is_dir(follow_symlinks=False) or path + b"/" + name not in whole:
+                    return False
+        if count == len(files):
+            os.fchmod(fd, mode)
+        return count == len(files)
+    finally:
+        os.close(fd)
 
 
 def begin(layout: Layout, intent: Intent) -> None:
@@ -126,15 +171,21 @@ def pending(layout: Layout) -> Pending | None:
 
 
 def run(
-    layout: Layout, *, consume: bool = True, durable: bool = True, trip: Callable[[str], None] = no_trip
+    layout: Layout,
+    *,
+    begun: Intent | None = None,
+    consume: bool = True,
+    durable: bool = True,
+    trip: Callable[[str], None] = no_trip,
 ) -> Intent | None:
     """Do what is left of the publish under way; None when there is none. Afterwards the caller records it, then `finish`.
 
+    `begun`: what this process gave to `begin` just before, which then need not be read back.
     `consume`: staged files and existing ones may be moved and changed; False makes new links and copies instead, for a
     tree that shares files with another version. `durable`: what is visible is on disk, not only in memory, on return.
     PublishError, DiskFull: it stopped between two steps; `run` again goes on from there.
     """
-    todo = pending(layout)
+    todo = Pending(begun, 0, True) if begun is not None else pending(layout)
     if todo is None:
         return None
     if not todo.trusted:
@@ -144,7 +195,7 @@ def run(
         )
     done, inode = _read_progress(layout)
     with Below(layout.root) as tree, Below(layout.work) as work:
-        doer = _Doer(tree, work, consume, trip)
+        doer = Doer(tree, work, consume, trip)
         try:
             if durable and not done and not inode:
                 doer.sync_staged(todo.intent.steps)
@@ -189,10 +240,10 @@ def clear_stage(layout: Layout) -> int:
 def _read_progress(layout: Layout) -> tuple[int, int]:
     try:
         with open(os.path.join(layout.work, b"progress"), "rb") as file:
-            data = file.read(_PROGRESS.size)
+            data = file.read(PROGRESS.size)
     except FileNotFoundError:
         return 0, 0
-    return _PROGRESS.unpack(data) if len(data) == _PROGRESS.size else (0, 0)
+    return PROGRESS.unpack(data) if len(data) == PROGRESS.size else (0, 0)
 
 
 def _write_whole(path: bytes, data: bytes) -> None:
@@ -219,258 +270,3 @@ def explained(error: OSError, where: bytes) -> PublishError:
     if error.errno == errno.EROFS:
         return PublishError(f"{place} is mounted read-only", "remount it, and see the kernel's log why")
     return PublishError(f"{place}: {error}", "the publish is tried again; see the path's owner and mode")
-
-
-class _Doer:
-    """Does steps, one after the other, on an open tree and an open work directory."""
-
-    def __init__(self, tree: Below, work: Below, consume: bool, trip: Callable[[str], None]) -> None:
-        self.tree = tree
-        self.work = work
-        self.consume = consume
-        self.trip = trip
-        self.number = 0
-        self.expected = 0
-        """inode noted for the first step, which may have happened already; 0 for every other"""
-        self.opened: dict[int, tuple[int, int]] = {}
-        """read-only directories made writable for a moment, by inode: descriptor (they may move) and mode"""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.progress = os.open(b"progress", flags, 0o600, dir_fd=work.fd)
-
-    def close(self) -> None:
-        for fd, mode in self.opened.values():
-            os.chmod(b"/proc/self/fd/%d" % fd, mode)
-            os.close(fd)
-        os.close(self.progress)
-
-    def run(self, steps: Sequence[Step], done: int, inode: int) -> None:
-        self.expected = inode
-        for self.number in range(done, len(steps)):
-            self._do(steps[self.number])
-            self.expected = 0
-        self._note(len(steps), 0)
-
-    def _do(self, step: Step) -> None:
-        fresh, path = b"fresh/%d" % self.number, step.path
-        if step.do is Do.MOVE:
-            self._place(self.tree, step.source, path)
-            self.tree.forget()
-        elif step.do is Do.UNPARK:
-            self._place(self.work, b"slots/%d" % step.slot, path)
-            self.tree.forget()
-        elif step.do is Do.PARK:
-            self._park(step)
-        elif step.do is Do.PUT and self.consume:
-            self._place(self.work, b"stage/" + path, path)
-        elif step.do is Do.DELETE:
-            self._delete(path)
-        elif step.do is Do.ATTR:
-            self._attributes(step, fresh)
-        elif not self._is_done(path):
-            self._make(step, fresh)
-            self._place(self.work, fresh, path)
-        else:
-            self._discard(self.work, fresh)
-
-    def _make(self, step: Step, fresh: bytes) -> None:
-        """Make what the step brings, in the work directory."""
-        self._discard(self.work, fresh)
-        self.trip(f"make {step.do.name}")
-        if step.do is Do.LINK:
-            from_fd, from_name = self.tree.at(step.source)
-        else:
-            from_fd, from_name = self.work.at(b"stage/" + step.path) if step.do is Do.PUT else (-1, b"")
-        # Last, since looking up the other one may close it; this one is then open, and no third is looked up.
-        fd, name = self.work.at(fresh)
-        if step.do is Do.MAKE:
-            os.mkdir(name, 0o700, dir_fd=fd)
-        elif step.do is Do.SYMLINK:
-            assert step.entry is not None
-            os.symlink(step.entry.target, name, dir_fd=fd)
-            if step.entry.mtime_ns:
-                times = (step.entry.mtime_ns, step.entry.mtime_ns)
-                os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
-        else:
-            os.link(from_name, name, src_dir_fd=from_fd, dst_dir_fd=fd, follow_symlinks=False)
-
-    def _is_done(self, path: bytes) -> bool:
-        """Whether the step in doubt has happened: its path holds the inode that was about to be placed there."""
-        found = self.tree.stat(path) if self.expected else None
-        return found is not None and found.st_ino == self.expected
-
-    def _place(self, below: Below, source: bytes, path: bytes) -> None:
-        """Rename what is at `source` to `path` in the tree, whatever stands there, at once where the kernel can."""
-        if self._is_done(path):
-            left = below.stat(source)
-            if left is not None and (below is self.work or left.st_ino != self.expected):
-                self._discard(below, source)
-            return
-        found = below.stat(source)
-        if found is None:
-            raise PublishError(
-                f"{os.fsdecode(self.tree.root)}: {source!r} is gone, and should become {path!r}",
-                "something besides syncd changes this tree; it is compared with the parent's and put right",
-            )
-        self._note(self.number, found.st_ino)
-        self._writable(lambda: self._rename(below, source, path), path, source if below is self.tree else path)
-        # rename(2) of two names of one file does nothing and succeeds.
-        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode) and below.stat(source) is not None:
-            self._discard(below, source)
-
-    def _rename(self, below: Below, source: bytes, path: bytes) -> None:
-        # The second look-up may close what the first one opened when it makes room; then the first one is repeated.
-        to_fd, to_name = self.tree.at(path)
-        from_fd, from_name = below.at(source)
-        to_fd, to_name = self.tree.at(path)
-        self.trip("rename into place")
-        try:
-            os.rename(from_name, to_name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
-        except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            return
-        self.trip("exchange")
-        try:
-            exchange(from_fd, from_name, to_fd, to_name)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            self._discard(self.tree, path)  # this file system cannot exchange: the name is gone for a moment
-            to_fd, to_name = self.tree.at(path)
-            from_fd, from_name = below.at(source)
-            self.trip("rename after discard")
-            os.rename(from_name, to_name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
-            return
-        self.tree.forget()
-        self._discard(below, source)
-
-    def _park(self, step: Step) -> None:
-        slot = b"slots/%d" % step.slot
-        slot_fd, slot_name = self.work.at(slot)
-        parked = self.work.stat(slot)
-        if parked is not None and self.expected == parked.st_ino:
-            return
-        found = self.tree.stat(step.source)
-        if found is None:
-            raise PublishError(
-                f"{os.fsdecode(self.tree.root)}: {step.source!r} is gone, and should become {step.path!r}",
-                "something besides syncd changes this tree; it is compared with the parent's and put right",
-            )
-        self._note(self.number, found.st_ino)
-        fd, name = self.tree.at(step.source)
-        self.trip("park")
-        if is_directory(found):
-            self._writable(lambda: os.rename(name, slot_name, src_dir_fd=fd, dst_dir_fd=slot_fd), step.source)
-            self.tree.forget()
-        else:
-            os.link(name, slot_name, src_dir_fd=fd, dst_dir_fd=slot_fd, follow_symlinks=False)
-
-    def _delete(self, path: bytes) -> None:
-        if self.tree.stat(path) is not None:
-            self._note(self.number, 0)
-            self._writable(lambda: self._discard(self.tree, path), path)
-
-    def _discard(self, below: Below, path: bytes) -> None:
-        """Take `path` out of sight: a file is unlinked, a directory goes to the trash at once, with all below it."""
-        found = below.stat(path)
-        if found is None:
-            return
-        fd, name = below.at(path)
-        self.trip("discard")
-        if not is_directory(found):
-            os.unlink(name, dir_fd=fd)
-            return
-        trash = self.work.directory(b"trash")
-        if below is self.work:
-            fd, name = below.at(path)
-        # An inode number is in the trash once at a time, so the name is free.
-        os.rename(name, b"%d.gone" % found.st_ino, src_dir_fd=fd, dst_dir_fd=trash)
-        below.forget()
-
-    def _attributes(self, step: Step, fresh: bytes) -> None:
-        assert step.entry is not None
-        found = self.tree.stat(step.path)
-        if found is None:
-            return
-        if not self.consume and stat.S_ISREG(found.st_mode):
-            if not self._is_done(step.path):
-                self._copy(step.path, fresh, step.entry)
-                self._place(self.work, fresh, step.path)
-            return
-        self._note(self.number, 0)
-        fd, name = self.tree.at(step.path)
-        self.trip("attributes")
-        if not stat.S_ISLNK(found.st_mode):
-            set_mode(fd, name, step.entry.mode)
-            if found.st_ino in self.opened:
-                os.close(self.opened.pop(found.st_ino)[0])
-        if step.entry.mtime_ns:
-            times = (step.entry.mtime_ns, step.entry.mtime_ns)
-            os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
-
-    def _copy(self, path: bytes, fresh: bytes, entry: Entry) -> None:
-        """A copy of a file that other versions share, with attributes of its own (a reflink where the disk can)."""
-        self._discard(self.work, fresh)
-        fd, name = self.tree.at(path)
-        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-        fd, name = self.work.at(fresh)
-        target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
-        try:
-            while os.copy_file_range(source, target, 1 << 30):
-                pass
-            os.fchmod(target, entry.mode)
-            os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
-            os.fsync(target)
-        finally:
-            os.close(source)
-            os.close(target)
-
-    def _writable(self, action: Callable[[], None], *paths: bytes) -> None:
-        """Do `action`; a directory that we own and may not write is opened up for it, as rsync does, and closed again."""
-        try:
-            action()
-        except PermissionError:
-            for path in {path.rpartition(b"/")[0] for path in paths} | {p for p in paths if p != b""}:
-                found = self.tree.stat(path) if path else os.fstat(self.tree.fd)
-                if path and found is not None and is_directory(found) and found.st_mode & 0o300 != 0o300:
-                    fd, name = self.tree.at(path)
-                    if found.st_ino not in self.opened:
-                        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-                        self.opened[found.st_ino] = os.open(name, flags, dir_fd=fd), stat.S_IMODE(found.st_mode)
-                    set_mode(fd, name, stat.S_IMODE(found.st_mode) | 0o700)
-            action()
-
-    def _note(self, number: int, inode: int) -> None:
-        self.trip("note")
-        os.pwrite(self.progress, _PROGRESS.pack(number, inode), 0)
-
-    # durability --------------------------------------------------------------------------------------------------------
-
-    def sync_staged(self, steps: Sequence[Step]) -> None:
-        """Contents first: a name must not reach the disk before what it stands for."""
-        staged = [step.path for step in steps if step.do is Do.PUT]
-        if len(staged) > SYNC_EACH:
-            sync_file_system(self.work.fd)
-            return
-        for path in staged:
-            if self.work.stat(b"stage/" + path) is not None:
-                fd, name = self.work.at(b"stage/" + path)
-                self._sync(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd))
-
-    def sync_tree(self, steps: Sequence[Step]) -> None:
-        """Every name that changed is on disk."""
-        changed = {path.rpartition(b"/")[0] for path in touched(steps)}
-        changed |= {step.path for step in steps if step.do is Do.ATTR}
-        if len(changed) > SYNC_EACH:
-            sync_file_system(self.tree.fd)
-            return
-        for path in changed:
-            if not path or is_directory(self.tree.stat(path)):
-                self._sync(self.tree.open_directory(path))
-
-    def _sync(self, fd: int) -> None:
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -67,6 +67,8 @@ class Listing:
     """
 
     path: bytes
+    row: Row
+    """of the directory itself"""
     listed_ns: int
     rows: dict[bytes, Row] = field(default_factory=dict)
     troubled: set[bytes] = field(default_factory=set)
@@ -136,7 +138,9 @@ class Disk:
         fd, _ = self._open(path)
         try:
             st = os.fstat(fd)
-            listing = Listing(path, _sure_ns(st.st_ctime_ns))
+            row = self._row(st, None, b"")
+            assert row is not None
+            listing = Listing(path, row, _sure_ns(st.st_ctime_ns))
             with os.scandir(fd) as names:
                 for found in names:
                     self._list_one(listing, fd, os.fsencode(found.name), found)
@@ -184,7 +188,7 @@ class Disk:
         if stat.S_ISREG(mode):
             return Row(mode, st.st_size, st.st_mtime_ns, _sure_ns(st.st_ctime_ns) or UNSURE, device, st.st_ino, b"")
         if stat.S_ISDIR(mode):
-            return Row(mode, 0, 0, 0, device, st.st_ino, b"")
+            return Row(mode, 0, st.st_mtime_ns, 0, device, st.st_ino, b"")
         if stat.S_ISLNK(mode) and fd is not None:
             try:
                 target = os.readlink(name, dir_fd=fd)
@@ -193,7 +197,7 @@ class Disk:
                     # It is something else by now.
                     return self._row(os.stat(name, dir_fd=fd, follow_symlinks=False), None, name)
                 raise
-            return Row(mode, 0, 0, 0, device, st.st_ino, target)
+            return Row(mode, 0, st.st_mtime_ns, 0, device, st.st_ino, target)
         return None
 
     def _open(self, path: bytes) -> tuple[int, int | None]:

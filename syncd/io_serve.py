@@ -1,4 +1,4 @@
-"""The parent's one port: signed root, journal, listings, and rsync on an upgraded connection. See `wire.py`."""
+"""The parent's one port: root, journal, listings, small files, and rsync on an upgraded connection. See `wire.py`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from aiohttp import web
 
 from core.errors import MessageError, NearpathError
 from syncd import wire
+from syncd.io_accept import Door, DoorLimits, greet
 from syncd.io_rsync import environment
+from syncd.io_small import read_files
+from syncd.publish import PublishError
 from syncd.rsync import RsyncError, daemon_command, daemon_config
 
 _T = TypeVar("_T")
 
 _CHUNK_BYTES = 256 * 1024
 _STOP_S = 2.0
+_KEEP_S = 120.0
+"""A connection without a request is kept so long: longer than children keep it (io_parent), so none is cut as it asks."""
 _LAST_S = 15.0
 """For the last bytes of a stream to reach a child that reads slowly."""
 
@@ -62,6 +67,9 @@ class Limits:
     idle_s: float = 300.0
     """a stream on which nothing moved for so long is ended; as `timeout` in daemon_config"""
     wait_s: float = wire.MAX_WAIT_S
+    body_s: float = 30.0
+    """for a request to come whole"""
+    door: DoorLimits = field(default_factory=DoorLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ class Serving:
 
 
 class Server:
-    """See the module. `sent_bytes` counts what each child was sent by rsync, `streams` how many run for it now."""
+    """See the module. `sent_bytes`: what each child was sent of files; `streams`: how many rsyncs run for it now."""
 
     def __init__(
         self,
@@ -95,9 +103,12 @@ class Server:
         self._limits = limits
         self._serving = serving
         self._runner: web.AppRunner | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self.door: Door | None = None
+        """Of the port while it is open: how many connections there are, and were refused."""
 
     def app(self) -> web.Application:
-        """The application with the four paths."""
+        """The application with the five paths."""
         app = web.Application(client_max_size=wire.MAX_ASK_BYTES)
         base = "/v1/trees/{tree}/"
         app.add_routes(
@@ -105,6 +116,7 @@ class Server:
                 web.get(base + "root", self._root),
                 web.get(base + "journal", self._journal),
                 web.post(base + "listings", self._listings),
+                web.post(base + "files", self._files),
                 web.get(base + "rsync", self._rsync),
             ]
         )
@@ -113,12 +125,24 @@ class Server:
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Serve on a listening socket (`core.io_http.bind_tcp`). Without `tls` only on loopback, or behind a proxy."""
         # A child that goes away cancels its handler: long polls and rsyncs end with their connection.
-        self._runner = web.AppRunner(self.app(), access_log=None, handler_cancellation=True, shutdown_timeout=_STOP_S)
+        self._runner = web.AppRunner(
+            self.app(),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=_STOP_S,
+            keepalive_timeout=_KEEP_S,
+        )
         await self._runner.setup()
-        await web.SockSite(self._runner, sock, ssl_context=tls).start()
+        assert self._runner.server is not None
+        self.door = Door(self._runner.server, tls, self._limits.door)
+        self._accepting = asyncio.create_task(self.door.serve(sock))
 
     async def stop(self) -> None:
         """End everything; no rsync is left when this returns."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+            self._accepting = None
         for task in tuple(self._open):
             task.cancel()
         if self._runner is not None:
@@ -150,7 +174,7 @@ class Server:
                     answer = await self._read(tree, after)
             if isinstance(answer, wire.Behind):
                 return web.Response(status=410, body=wire.encode_behind(answer), content_type="application/json")
-            return web.Response(body=wire.encode_batch(answer), content_type="application/jsonl")
+            return web.Response(body=wire.encode_batch(answer), content_type="application/octet-stream")
 
     async def _read(self, tree: str, after: wire.Cursor) -> wire.Batch | wire.Behind:
         """The journal after a cursor. Less at a time when it would be too large: a coalesced batch cannot be cut."""
@@ -165,9 +189,23 @@ class Server:
 
     async def _listings(self, request: web.Request) -> web.StreamResponse:
         with self._asked(request) as (_, tree):
-            paths = wire.decode_ask(await request.read())
+            paths = wire.decode_ask(await _body(request, self._limits.body_s))
             frames = wire.encode_listings(_there(await self._source.listings(tree, paths), tree)[: len(paths)])
             return web.Response(body=b"".join(frames), content_type="application/octet-stream")
+
+    async def _files(self, request: web.Request) -> web.StreamResponse:
+        with self._asked(request) as (node, tree):
+            serving = self._serving
+            if serving.owner is not None and serving.owner[0] != os.geteuid():
+                raise _refuse(501, "this parent reads files as another user: take rsync")
+            paths = wire.decode_ask(await _body(request, self._limits.body_s), wire.MAX_FILES_ASKED)
+            root = os.path.realpath(_there(await self._source.path(tree), tree))  # noqa: ASYNC240 (a few lstats)
+            try:
+                body = await asyncio.to_thread(read_files, os.fsencode(root), paths, serving.exclude)
+            except PublishError as error:
+                raise _refuse(503, f"the parent cannot read this tree: {error}", {"Retry-After": "5"}) from None
+            self.sent_bytes[node] += len(body)
+            return web.Response(body=body, content_type="application/octet-stream")
 
     async def _rsync(self, request: web.Request) -> web.StreamResponse:
         with self._asked(request) as (node, tree):
@@ -200,7 +238,11 @@ class Server:
             tree = wire.check_tree(request.match_info["tree"])
             refused = wire.refusal(self.children, node, request.headers.get("Authorization", ""), tree)
             if refused is not None:
-                raise _refuse(*refused)
+                refusal = _refuse(*refused)
+                if refused[0] == 401:
+                    refusal.force_close()  # the next guess costs a handshake
+                raise refusal
+            greet(request.transport)
             if self._requests[node] >= self._limits.requests_per_child:
                 raise _refuse(429, f"{node} has {self._requests[node]} requests open", {"Retry-After": "1"})
             with _counted(self._requests, node):
@@ -242,14 +284,24 @@ _REFUSALS: dict[int, type[web.HTTPException]] = {
     400: web.HTTPBadRequest,
     401: web.HTTPUnauthorized,
     403: web.HTTPForbidden,
+    408: web.HTTPRequestTimeout,
     426: web.HTTPUpgradeRequired,
     429: web.HTTPTooManyRequests,
+    501: web.HTTPNotImplemented,
     503: web.HTTPServiceUnavailable,
 }
 
 
 def _refuse(status: int, why: str, headers: Mapping[str, str] | None = None) -> web.HTTPException:
     return _REFUSALS[status](text=why[: wire.MAX_TEXT] + "\n", headers=headers)
+
+
+async def _body(request: web.Request, limit_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await request.read()
+    except TimeoutError:
+        raise _refuse(408, f"the request did not come within {limit_s:g} s") from None
 
 
 def _there(answer: _T | None, tree: str) -> _T:
@@ -354,9 +406,10 @@ async def _splice(
 ) -> None:
     """Move bytes between the connection and rsync until either is gone, or nothing moved for `idle_s`."""
     loop = asyncio.get_running_loop()
-    transport, before = request.transport, request.protocol
+    transport = request.transport
     if transport is None:
         return
+    before = transport.get_protocol()
     assert process.stdin is not None
     assert process.stdout is not None
     last_s = loop.time()

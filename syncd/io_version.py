@@ -162,7 +162,7 @@ def _build(place: Versions, old: int, intent: Intent, durable: bool, trip: Calla
     except OSError as error:
         raise explained(error, building) from error
     begin(layout, intent)
-    run(layout, consume=False, durable=False, trip=trip)
+    run(layout, begun=intent, consume=False, durable=False, trip=trip)
     with Below(place.versions) as versions:
         if durable:
             sync_file_system(versions.fd)

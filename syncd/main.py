@@ -1,20 +1,120 @@
-"""Entry point of the `syncd` command, which is not part of this release yet."""
+"""The `syncd` command: runs the daemon of a mirror node, and asks a running one."""
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
+import time
+from pathlib import Path
+from typing import Annotated
 
-EX_UNAVAILABLE = 69
-"""sysexits.h: a service is unavailable."""
+import typer
+
+from core.errors import NearpathError
+from core.io_config_sync import read_sync_config
+from core.io_log import get_logger, set_up_logging
+from core.io_systemd import Notifier
+from syncd.io_daemon import Daemon, key_of
+from syncd.io_origin import read_key
+from syncd.signed_root import public_key
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", envvar="SYNCD_CONFIG", help="syncd's configuration file.")]
+
+_STATUS_EVERY_S = 5.0
+
+
+@app.callback()
+def _group() -> None:
+    """Replicate the trees of a mirror node."""
+
+
+@app.command()
+def key(
+    tree: Annotated[str, typer.Argument(help="A tree whose origin this node is.")],
+    config: ConfigFile = Path("/etc/nearpath/syncd.yaml"),
+) -> None:
+    """Print the public key of a tree, for `public_key` in the configuration of its copies; made when there is none."""
+    loaded = read_sync_config(config)
+    if tree not in loaded.trees or loaded.trees[tree].parents:
+        raise NearpathError(f"this node is not the origin of a tree {tree!r}", f"trees: {', '.join(loaded.trees)}")
+    print(public_key(read_key(key_of(loaded, tree))).hex())
+
+
+@app.command()
+def run(
+    config: ConfigFile = Path("/etc/nearpath/syncd.yaml"),
+    json_log: Annotated[bool, typer.Option("--json-log", help="Log one JSON object a line.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log more.")] = False,
+) -> None:
+    """Keep the trees of this node as they should be, until SIGTERM."""
+    set_up_logging(json=json_log, debug=debug)
+    try:
+        asyncio.run(_run(config))
+    except NearpathError as error:
+        print(f"syncd: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_status) from None
+
+
+async def _run(file: Path) -> None:
+    log, notifier = get_logger("main"), Notifier()
+    stop, reload = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    daemon = await Daemon.open(file)
+    log.info("started", node=daemon.config.node, trees=list(daemon.config.trees))
+    notifier.ready(_line(daemon))
+    tasks = [
+        asyncio.create_task(_reload_on(reload, daemon, notifier)),
+        asyncio.create_task(_tell_systemd(daemon, notifier)),
+    ]
+    await stop.wait()
+    log.info("stopping")
+    notifier.stopping()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await daemon.close()
+
+
+async def _reload_on(event: asyncio.Event, daemon: Daemon, notifier: Notifier) -> None:
+    log = get_logger("main")
+    while True:
+        await event.wait()
+        event.clear()
+        notifier.reloading(time.monotonic_ns() // 1000)
+        try:
+            await daemon.reload()
+            log.info("reloaded", file=str(daemon.file))
+            notifier.ready(_line(daemon))
+        except NearpathError as error:
+            log.error("reload_failed", why=str(error), doing="the old configuration runs on")
+            notifier.ready(f"reload failed, the old configuration runs on: {error.what}")
+
+
+async def _tell_systemd(daemon: Daemon, notifier: Notifier) -> None:
+    every_s = min(_STATUS_EVERY_S, notifier.watchdog_interval_s or _STATUS_EVERY_S)
+    while True:
+        await asyncio.sleep(every_s)
+        notifier.status(_line(daemon))
+        notifier.alive()
+
+
+def _line(daemon: Daemon) -> str:
+    return "; ".join(daemon.not_ready()) or f"{len(daemon.config.trees)} trees"
 
 
 def main() -> None:
-    """Say so, and exit with EX_UNAVAILABLE, which a script or a unit can tell from a failure."""
-    print(
-        "syncd: not part of this release yet. Replicate with rsync or lsyncd as before; steering works without it.",
-        file=sys.stderr,
-    )
-    sys.exit(EX_UNAVAILABLE)
+    """Run the command line; an error an operator can act on is printed as such, exit status 1."""
+    try:
+        app()
+    except NearpathError as error:
+        print(f"syncd: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

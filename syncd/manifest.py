@@ -7,7 +7,8 @@ believes nobody but the origin.
 
 What is hashed: name, kind, mode, size, mtime_ns, symlink target, the hash of a sub-directory, and in a *sealed* manifest
 the content digest. What is not: ctime and inode (of one node only), and in an unsealed manifest the digest, which is
-knowledge about an entry that one node may have and another not yet. The root's own mode is its mount point's affair.
+knowledge about an entry that one node may have and another not yet. The root has no directory above it to be listed in:
+its own attributes are the first entry of its listing, under an empty name.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def decode_listing(path: bytes, listing: bytes) -> tuple[Leaf, ...]:
     while at < len(listing):
         if len(listing) - at < _HEAD.size:
             raise ManifestError(f"the listing of {path!r} ends inside an entry", "the sender is broken")
+        at_start = at
         code, mode, size, mtime_ns, name_len, target_len, flags = _HEAD.unpack_from(listing, at)
         at += _HEAD.size
         end = at + name_len + target_len + (HASH_BYTES if flags else 0)
@@ -93,7 +95,8 @@ def decode_listing(path: bytes, listing: bytes) -> tuple[Leaf, ...]:
         if kind is None or end > len(listing) or not _may_have(kind, flags, size, target_len) or mode > 0o7777:
             raise ManifestError(f"the listing of {path!r} has a malformed entry", "the sender is broken or hostile")
         name, target = listing[at : at + name_len], listing[at + name_len : at + name_len + target_len]
-        if name <= last or b"/" in name:
+        is_root = not path and not at_start and kind is Kind.DIRECTORY and not name and flags == 2
+        if (name <= last and not is_root) or b"/" in name:
             raise ManifestError(f"the listing of {path!r} is not in order at {name!r}", "the sender is broken")
         extra = listing[end - HASH_BYTES : end] if flags else b""
         entry = Entry(
@@ -241,7 +244,7 @@ class Manifest:
                 if node.digest is not None:
                     continue
                 entries = list(self._listing(path))
-                names = [e.path.rpartition(b"/")[2] for e in entries if e.kind is Kind.DIRECTORY]
+                names = [e.path.rpartition(b"/")[2] for e in entries if e.kind is Kind.DIRECTORY and e.path]
                 old = node.kids or {}
                 # What the index no longer lists goes, so that its hash cannot come back with the name.
                 node.kids = {name: old.get(name) or _Directory() for name in names} or None
@@ -265,6 +268,43 @@ class Manifest:
 
 Ask = tuple[bytes, ...]
 """Directories whose listings are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What must change here: UPSERT and DELETE changes with sequence 0. `moved`: directories that changed there meanwhile,
+    of which nothing is known but that they are to be compared again."""
+
+    changes: list[Change]
+    moved: list[bytes]
+
+
+def compare_as_it_is(local: Manifest) -> Generator[Ask, Mapping[bytes, bytes], Comparison]:
+    """Like `compare`, with whatever the other node has now: for a tree that changes while it is compared.
+
+    What its own root listing promises is held against all that lies below. A directory whose listing is not the promised
+    one is left for the next time, so that a busy tree is reached step by step; the signature is for when it rests.
+    """
+    answer = yield (b"",)
+    theirs = answer.get(b"")
+    if theirs is None:
+        return Comparison([], [b""])
+    moved: list[bytes] = []
+    changes: list[Change] = []
+    wanted = list(_differences(local, b"", decode_listing(b"", theirs), changes))
+    while wanted:
+        deeper: list[tuple[bytes, bytes]] = []
+        for start in range(0, len(wanted), MAX_ASKED):
+            asked = wanted[start : start + MAX_ASKED]
+            answer = yield tuple(path for path, _ in asked)
+            for path, promised in asked:
+                listing = answer.get(path)
+                if promised != EMPTY and (listing is None or listing_hash(listing) != promised):
+                    moved.append(path)
+                else:
+                    deeper.extend(_differences(local, path, _verified(path, promised, listing), changes))
+        wanted = deeper
+    return Comparison(changes, moved)
 
 
 def compare(local: Manifest, root_hash: bytes) -> Generator[Ask, Mapping[bytes, bytes], list[Change]]:
@@ -315,11 +355,11 @@ def _differences(
         mine = ours.pop(leaf.entry.path, None)
         if mine is None or _is_different(mine.entry, leaf.entry, local.sealed):
             changes.append(Change(0, Op.UPSERT, leaf.entry.path, leaf.entry))
-        if leaf.entry.kind is Kind.DIRECTORY:
+        if leaf.entry.kind is Kind.DIRECTORY and leaf.entry.path:
             known = mine.tree_hash if mine and mine.entry.kind is Kind.DIRECTORY else EMPTY
             if known != leaf.tree_hash:
                 yield leaf.entry.path, leaf.tree_hash
-    changes.extend(Change(0, Op.DELETE, gone) for gone in ours)
+    changes.extend(Change(0, Op.DELETE, gone) for gone in ours if gone)
 
 
 def _is_different(mine: Entry, theirs: Entry, sealed: bool) -> bool:

@@ -12,6 +12,10 @@ MAX_NAME_BYTES = 255
 """PATH_MAX and NAME_MAX of Linux: what a longer one would be called cannot exist on disk."""
 
 
+UNTOLD = -1
+"""As `mtime_ns`: not known, or not to be set. (One nanosecond before the epoch; zero is what reproducible builds use.)"""
+
+
 class PathError(NearpathError):
     """A path that must not be used below a tree: absolute, with `..`, empty parts, NUL, or too long."""
 
@@ -43,9 +47,9 @@ class Kind(Enum):
 class Entry:
     """One name in a tree, as `lstat` tells it.
 
-    `mode` holds the permission bits only. `size` in bytes and `mtime_ns` count for files (0 otherwise), `target` for
-    symlinks. `ctime_ns` and `inode` (device and inode number) never leave the node: they tell cheaply that nothing
-    changed, and which names are one file. `digest` is BLAKE2b-256 of a file's content, None until it was read.
+    `mode` holds the permission bits only. `size` in bytes counts for files, `target` for symlinks; 0 and b"" otherwise.
+    `ctime_ns` and `inode` (device and inode number) never leave the node: they tell cheaply that nothing changed, and which
+    names are one file. `digest` is BLAKE2b-256 of a file's content, None until it was read.
     """
 
     path: bytes

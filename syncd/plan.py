@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from syncd.final_tree import FinalTree, Have, Node, join
-from syncd.model import Change, Entry, Kind
+from syncd.model import UNTOLD, Change, Entry, Kind
 from syncd.publish import Do, Ranks, Step, stays_inside
 
 
@@ -48,10 +48,32 @@ class Plan:
 
 def make_plan(changes: Iterable[Change], have: Have, ranks: Ranks) -> Plan:
     """The plan of a batch of changes in journal order. PathError when a change cannot be of any real tree."""
-    tree = FinalTree(have)
+    asked = _Asked(have)
+    tree = FinalTree(asked)
     for change in changes:
         tree.play(change)
-    return _Steps(tree, have, ranks).plan()
+    return _Steps(tree, asked, ranks).plan()
+
+
+class _Asked:
+    """What this node holds, each path asked for once; in a directory that is not there, nothing is asked for at all."""
+
+    def __init__(self, have: Have) -> None:
+        self._have = have
+        self._known: dict[bytes, Entry | None] = {}
+
+    def get(self, path: bytes) -> Entry | None:
+        known = self._known
+        if path in known:
+            return known[path]
+        above = path.rpartition(b"/")[0]
+        if above and above not in known:
+            known[above] = self._have.get(above)
+        found = known[path] = None if above and known[above] is None else self._have.get(path)
+        return found
+
+    def below(self, path: bytes) -> Iterable[Entry]:
+        return self._have.below(path)
 
 
 # --- the steps ----------------------------------------------------------------------------------------------------------
@@ -112,6 +134,8 @@ class _Steps:
         self.replaced: list[bytes] = []
         """old directories that something else takes the place of"""
         self.slots = 0
+        self._touches = 0
+        """counts what changes a directory's listing, and so its mtime"""
 
     def plan(self) -> Plan:
         self._walk()
@@ -119,7 +143,8 @@ class _Steps:
         moves = self._order()
         deletes = self._deletes()
         self.puts.sort(key=lambda row: (row[0], row[1], row[2].path))
-        self.attributes.sort(key=lambda step: (-step.path.count(b"/"), step.path))
+        # Deepest first, and the root last: in mode atomic the attributes of a file move the mtime of its directory.
+        self.attributes.sort(key=lambda step: (-step.path.count(b"/") if step.path else 1, step.path))
         gone = [Step(Do.DELETE, path) for path in deletes]
         indexes = [fetch for rank in sorted(self.fetches) if rank for fetch in self.fetches[rank]]
         return Plan(
@@ -141,20 +166,25 @@ class _Steps:
         while stack:
             path, node, above = stack.pop()
             old = node.known.path if node.known is not None else None
+            before = self._touches
             for name, kid in sorted(node.kids.items(), reverse=True):
                 place, job = join(path, name), above
                 standing = self.have.get(join(old, name)) if old is not None else None
                 if kid is None:
                     if standing is not None:
+                        self._touches += 1
                         self.leaving[place] = standing.path
                     continue
                 if kid.link_of is not None:
+                    self._touches += 1
                     linked.append((place, kid))
                 else:
                     self.final_paths[id(kid)] = place
                     job = self._sort(place, kid, standing, above)
                 if kid.is_directory:
                     stack.append((place, kid, job))
+            if self._touches > before or (node.entry is not None and not _has_attributes(node.known, node.entry)):
+                self._set_attributes(path, node)
         for place, kid in linked:
             self._link(place, kid)
 
@@ -168,14 +198,13 @@ class _Steps:
             return above
         if entry.kind is Kind.SYMLINK and not self._may_link(place, entry, standing):
             return above
-        if node.is_directory and node.entry is not None and not _has_attributes(node.known, node.entry):
-            self.attributes.append(Step(Do.ATTR, place, entry=replace(node.entry, path=place)))
         source = node.known.path if node.known is not None else None
         if source is not None and standing is not None and source == standing.path:
             return above
         if standing is not None and standing.kind is Kind.DIRECTORY and node.is_directory:
             self.replaced.append(standing.path)
-        job = _Job(place, source, replace(entry, path=place))
+        self._touches += 1
+        job = _Job(place, source, _at(entry, place))
         self.jobs.append(job)
         if standing is not None:
             self.by_place[standing.path] = job
@@ -184,8 +213,15 @@ class _Steps:
             job.place_waits += 1
         return job
 
+    def _set_attributes(self, path: bytes, node: Node) -> None:
+        """Mode and mtime of a directory: what is put into it, or taken out, moves its mtime as the parent's did not."""
+        entry = node.entry or node.known
+        if entry is not None and (node.entry is not None or entry.mtime_ns != UNTOLD):
+            self.attributes.append(Step(Do.ATTR, path, entry=_at(entry, path)))
+
     def _fetch(self, place: bytes, node: Node, entry: Entry, standing: Entry | None) -> None:
-        entry = replace(entry, path=place)
+        self._touches += 1
+        entry = _at(entry, place)
         rank = self.ranks.of(place)
         if entry.kind is Kind.SYMLINK:
             if self._may_link(place, entry, standing):
@@ -216,7 +252,7 @@ class _Steps:
             self._fetch(place, node, node.entry, None)
             return
         rank = max(self.ranks.of(place), self.ranks.of(first))
-        step = Step(Do.LINK, place, source=first, entry=replace(node.entry, path=place))
+        step = Step(Do.LINK, place, source=first, entry=_at(node.entry, place))
         self.puts.append((rank, 2, step))
 
     def _may_link(self, place: bytes, entry: Entry, standing: Entry | None) -> bool:
@@ -224,6 +260,7 @@ class _Steps:
             return True
         self.refused.append((place, f"symlink to {entry.target!r}, which leads out of the tree"))
         if standing is not None:
+            self._touches += 1
             self.leaving[place] = standing.path
         return False
 
@@ -231,6 +268,8 @@ class _Steps:
         """Symlinks that begin to lead out of the tree when their directory moves up: they go before it moves."""
         sources = {job.source for job in self.jobs}
         early: list[Step] = []
+        homes: dict[bytes, bytes] = {}
+        """directories that lose something: final path -> old path"""
         for job in self.jobs:
             if job.source is None or not job.is_directory or job.path.count(b"/") >= job.source.count(b"/"):
                 continue
@@ -242,6 +281,12 @@ class _Steps:
                 if next(above for above in ancestors(entry.path) if above in sources) == job.source:
                     self.refused.append((new, f"symlink to {entry.target!r}, which leads out of the tree from there"))
                     early.append(Step(Do.DELETE, entry.path))
+                    homes[new.rpartition(b"/")[0]] = entry.path.rpartition(b"/")[0]
+        told = {step.path for step in self.attributes}
+        for place, old in homes.items():
+            node = self.tree.find(place)
+            if place not in told and node is not None and node.known is not None and node.known.path == old:
+                self._set_attributes(place, node)
         return early
 
     # the order of phase 1 ----------------------------------------------------------------------------------------------
@@ -346,6 +391,10 @@ class _Steps:
         if entry is None or entry.kind is not Kind.DIRECTORY:
             return int(entry is not None)
         return 1 + sum(1 for _ in self.have.below(path))
+
+
+def _at(entry: Entry, path: bytes) -> Entry:
+    return entry if entry.path == path else replace(entry, path=path)
 
 
 def _is_same_content(known: Entry, entry: Entry) -> bool:

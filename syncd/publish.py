@@ -32,7 +32,9 @@ class Do(Enum):
     """What a step does. Whatever stands at `path` is replaced, unless said otherwise."""
 
     MAKE = "m"
-    """an empty directory at `path`"""
+    """an empty directory at `path`; with the mode of the entry, and writable for us until ATTR"""
+    BRING = "b"
+    """the directory staged at `path`, with all below it, now lies at `path`; it is there when staging does not have it"""
     MOVE = "v"
     """the directory at `source`, with all below it, now lies at `path`"""
     LINK = "k"
@@ -48,7 +50,7 @@ class Do(Enum):
     DELETE = "x"
     """`path`, with all below it, goes; nothing there is fine"""
     ATTR = "a"
-    """mode, and mtime unless 0, of what is at `path`"""
+    """mode, and mtime unless UNTOLD, of what is at `path`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,8 @@ def touched(steps: Sequence[Step]) -> tuple[bytes, ...]:
 _INTENT_MAGIC = b"nearpath-publish-v1\n"
 _STEP = struct.Struct(">cIqIB")
 _ENTRY = struct.Struct(">cIQqI")
+_DOS = {do.value.encode(): do for do in Do}
+_KINDS = {kind.value.encode(): kind for kind in Kind}
 MAX_INTENT_BYTES = 2 * 1024 * 1024 * 1024
 
 
@@ -234,8 +238,8 @@ def _decode_intent(data: bytes) -> Intent:
             at += _ENTRY.size
             target = data[at : at + target_len]
             at += target_len
-            entry = Entry(path, Kind(kind.decode()), mode, size, mtime_ns, target)
-        steps.append(Step(Do(code.decode()), check_path(path), check_path(source), slot, entry))
+            entry = Entry(path, _KINDS[kind], mode, size, mtime_ns, target)
+        steps.append(Step(_DOS[code], check_path(path), check_path(source), slot, entry))
     if at != len(data) - 4:
         raise ValueError("an intent of the wrong length")
     return Intent(number, tuple(steps), note)

@@ -16,7 +16,7 @@ UNSURE = -1
 
 
 class Row(NamedTuple):
-    """`mode` is all of st_mode. For directories size and times are 0: what is in them is told by its own rows.
+    """`mode` is all of st_mode. For directories size and ctime are 0: what is in them is told by its own rows.
 
     `device` is 0 for the device of the tree's root, so that a disk that gets another number after a reboot changes nothing.
     """
@@ -55,7 +55,7 @@ def to_entry(path: bytes, row: Row, digest: bytes | None = None) -> Entry:
         kind=kind,
         mode=stat.S_IMODE(row.mode),
         size=row.size if is_file else 0,
-        mtime_ns=row.mtime_ns if is_file else 0,
+        mtime_ns=row.mtime_ns,
         target=row.target,
         digest=digest,
         ctime_ns=row.ctime_ns,
@@ -71,4 +71,6 @@ def is_same_thing(old: Row, new: Row) -> bool:
     """
     if (old.device, old.inode) != (new.device, new.inode) or stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
         return False
+    if stat.S_ISDIR(old.mode):
+        return True
     return old.size == new.size and old.mtime_ns == new.mtime_ns and old.target == new.target

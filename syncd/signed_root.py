@@ -98,7 +98,8 @@ def _decode(body: bytes) -> Root:
 
 
 def _check_forward(root: Root, last: Root) -> None:
-    if root.version < last.version or root.sequence < last.sequence:
+    # Sequence numbers are of one journal: an origin that lost its index begins a new one, with a higher version.
+    if root.version < last.version or (root.version == last.version and root.sequence < last.sequence):
         raise ManifestError(
             f"the root of tree {root.tree!r} goes back from version {last.version} (sequence {last.sequence}) to "
             f"{root.version} ({root.sequence})",

@@ -1,8 +1,9 @@
 """What parent and child say to each other over the one port: requests, answers, and who may ask.
 
     GET  /v1/trees/TREE/root                          the signed root; `ETag`, so that "nothing changed" is one 304
-    GET  /v1/trees/TREE/journal?id=ID&after=N&wait=S  JSON lines: a head, then a change per line; waits for one
+    GET  /v1/trees/TREE/journal?id=ID&after=N&wait=S  a line of JSON, then changes (change_codec); waits for one
     POST /v1/trees/TREE/listings                      paths, NUL behind each; answered by framed listings
+    POST /v1/trees/TREE/files                         paths, NUL behind each; answered by framed contents of small files
     GET  /v1/trees/TREE/rsync                         101, then the stream of an rsync daemon
 
 Every request has `Authorization: Bearer TOKEN` and `X-Nearpath-Node`. Paths are bytes: percent-encoded where text is
@@ -18,12 +19,14 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
-from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote
 
 from core.errors import MessageError
+from syncd.change_codec import pack_changes, unpack_changes
 from syncd.manifest import MAX_ASKED, MAX_LISTING_BYTES
-from syncd.model import MAX_NAME_BYTES, MAX_PATH_BYTES, Change, Entry, Kind, Op, PathError, check_path
+from syncd.model import MAX_NAME_BYTES, MAX_PATH_BYTES, Change, PathError, check_path
 
 UPGRADE = "nearpath-rsync"
 NODE_HEADER = "X-Nearpath-Node"
@@ -37,6 +40,11 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_LISTINGS_BYTES = 32 * 1024 * 1024
 """After this many bytes an answer ends and the rest is asked for again; a larger listing goes alone."""
 MAX_ASK_BYTES = MAX_ASKED * (MAX_PATH_BYTES + 1)
+SMALL_FILE_BYTES = 64 * 1024
+"""What comes by one request: an rsync takes two process starts and several round trips, as long as 64 KiB at 5 Mbit/s."""
+MAX_FILES_ASKED = 256
+MAX_FILES_BYTES = 4 * 1024 * 1024
+"""A whole answer with files, held in memory at both ends; what does not fit is asked for again."""
 MAX_SEQUENCE = 2**63 - 1
 MAX_TEXT = 1000
 _MAX_TOKEN_LEN = 512
@@ -100,7 +108,7 @@ def check_tree(tree: str) -> str:
 
 
 def tree_path(tree: str, what: str) -> str:
-    """The path of a URL, percent-encoded: `what` is root, journal, listings or rsync."""
+    """The path of a URL, percent-encoded: `what` is root, journal, listings, files or rsync."""
     return f"/v1/trees/{quote(check_tree(tree), safe='')}/{what}"
 
 
@@ -122,11 +130,17 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Changes after a cursor; `cursor` is where to go on from once they are published, `last` the newest there is."""
+    """Changes after a cursor; `cursor` is where to go on from once they are published, `last` the newest there is.
+
+    Who has everything up to `last` has what the origin had `lag_s` seconds before this was sent (at most), and all of the
+    origin's `version`.
+    """
 
     changes: tuple[Change, ...]
     cursor: Cursor
     last: int
+    lag_s: float = 0.0
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,24 +167,25 @@ def parse_journal_query(query: Mapping[str, str]) -> tuple[Cursor, float]:
 
 
 def encode_batch(batch: Batch) -> bytes:
-    """JSON lines: the head, which says how many changes follow, and each change."""
+    """A line of JSON, which says how many changes follow, and the changes."""
     head = {"id": batch.cursor.journal.hex(), "cursor": batch.cursor.sequence, "last": batch.last}
-    lines = [json.dumps({**head, "changes": len(batch.changes)})]
-    lines += [json.dumps(_change_fields(change), separators=(",", ":")) for change in batch.changes]
-    return ("\n".join(lines) + "\n").encode("ascii")
+    head |= {"lag_ms": min(round(batch.lag_s * 1000), MAX_SEQUENCE), "version": batch.version}
+    line = json.dumps({**head, "changes": len(batch.changes)}).encode("ascii")
+    return b"\n".join([line, pack_changes(batch.changes)])
 
 
 def decode_batch(data: bytes) -> Batch:
     """The batch in an answer; MessageError unless it is whole and every path is one below a tree."""
     if len(data) > MAX_BATCH_BYTES:
         raise MessageError(f"a journal batch of {len(data)} bytes", f"{MAX_BATCH_BYTES} are allowed")
-    lines = data.split(b"\n")
-    head = _object(lines[0])
+    line, end, body = data.partition(b"\n")
+    head = _object(line)
     count = _int(head, "changes", MAX_BATCH)
-    if len(lines) != count + 2 or lines[-1]:
-        raise MessageError(f"a journal batch of {len(lines) - 2} lines where {count} were promised", "it was cut")
-    changes = tuple(_change(_object(line)) for line in lines[1:-1])
-    return Batch(changes, Cursor(_id(head.get("id")), _int(head, "cursor")), _int(head, "last"))
+    if not end:
+        raise MessageError("a journal batch without an end of its head", "it was cut")
+    changes = unpack_changes(body, count)
+    cursor = Cursor(_id(head.get("id")), _int(head, "cursor"))
+    return Batch(changes, cursor, _int(head, "last"), _int(head, "lag_ms") / 1000, _int(head, "version"))
 
 
 def encode_behind(behind: Behind) -> bytes:
@@ -185,66 +200,22 @@ def decode_behind(data: bytes) -> Behind:
     return Behind(Cursor(_id(fields.get("id")), _int(fields, "cursor")), _text(fields, "why"))
 
 
-def _change_fields(change: Change) -> dict[str, object]:
-    fields: dict[str, object] = {"n": change.sequence, "op": change.op.value, "path": quote_from_bytes(change.path)}
-    if change.op is Op.RENAME:
-        fields["from"] = quote_from_bytes(change.source)
-    if change.entry is not None:
-        entry = change.entry
-        fields |= {"kind": entry.kind.value, "mode": entry.mode, "size": entry.size, "mtime_ns": entry.mtime_ns}
-        if entry.target:
-            fields["target"] = quote_from_bytes(entry.target)
-        if entry.digest is not None:
-            fields["digest"] = entry.digest.hex()
-    return fields
-
-
-def _change(fields: Mapping[str, Any]) -> Change:
-    try:
-        op = Op(_text(fields, "op"))
-    except ValueError:
-        raise MessageError(f"a change of kind {fields.get('op')!r}", "the parent runs a newer syncd") from None
-    path = _path(fields, "path")
-    entry = None if op is Op.DELETE else _entry(path, fields)
-    source = _path(fields, "from") if op is Op.RENAME else b""
-    if not path or (op is Op.RENAME and not source):
-        raise MessageError(f"a change ({op.value}) of the root itself", "the sender is broken or hostile")
-    return Change(_int(fields, "n"), op, path, entry, source)
-
-
-def _entry(path: bytes, fields: Mapping[str, Any]) -> Entry:
-    try:
-        kind = Kind(_text(fields, "kind"))
-    except ValueError:
-        raise MessageError(f"an entry of kind {fields.get('kind')!r}", "the parent runs a newer syncd") from None
-    target = _quoted(fields, "target") if "target" in fields else b""
-    digest = _hex(fields.get("digest"), 32) if "digest" in fields else None
-    size, mtime_ns = _int(fields, "size"), _int(fields, "mtime_ns", low=-MAX_SEQUENCE)
-    is_link = kind is Kind.SYMLINK
-    # One encoding of everything, as in a listing: see manifest.decode_listing.
-    if bool(target) != is_link or b"\0" in target or len(target) > MAX_PATH_BYTES:
-        raise MessageError(f"{path!r} has a malformed target", "the sender is broken or hostile")
-    if kind is not Kind.FILE and (size or mtime_ns or digest):
-        raise MessageError(f"{path!r} has what only a file has", "the sender is broken or hostile")
-    return Entry(path, kind, _int(fields, "mode", 0o7777), size, mtime_ns, target, digest)
-
-
 # --- listings -----------------------------------------------------------------------------------------------------------
 
 _FRAME = struct.Struct(">BQ")  # 1: a listing of so many bytes follows; 0: there is no such directory
 
 
-def encode_ask(paths: Sequence[bytes]) -> bytes:
-    """The body that asks for the listings of these directories."""
-    if len(paths) > MAX_ASKED:
-        raise ValueError(f"{len(paths)} directories in one request; {MAX_ASKED} are allowed")
+def encode_ask(paths: Sequence[bytes], limit: int = MAX_ASKED) -> bytes:
+    """The body that asks for the listings of these directories, or for these files; at most `limit` of them."""
+    if len(paths) > limit:
+        raise ValueError(f"{len(paths)} paths in one request; {limit} are allowed")
     return b"".join([path + b"\0" for path in paths])
 
 
-def decode_ask(data: bytes) -> tuple[bytes, ...]:
-    """The directories asked for; MessageError when there are none, too many, or one that is not below a tree."""
-    if not data.endswith(b"\0") or len(data) > MAX_ASK_BYTES or (count := data.count(b"\0")) > MAX_ASKED:
-        raise MessageError("a request for listings that is not of its form", f"1 to {MAX_ASKED} paths, NUL behind each")
+def decode_ask(data: bytes, limit: int = MAX_ASKED) -> tuple[bytes, ...]:
+    """The paths asked for; MessageError when there are none, more than `limit`, or one that is not below a tree."""
+    if not data.endswith(b"\0") or len(data) > MAX_ASK_BYTES or (count := data.count(b"\0")) > limit:
+        raise MessageError("a request for paths that is not of its form", f"1 to {limit} paths, NUL behind each")
     paths = data.split(b"\0", count)[:-1]
     return tuple(_checked(path) for path in paths)
 
@@ -282,6 +253,104 @@ def decode_listings(asked: Sequence[bytes], data: bytes) -> dict[bytes, bytes | 
     return found
 
 
+# --- small files --------------------------------------------------------------------------------------------------------
+
+
+class Lack(Enum):
+    """Why there is no content; the number is the first byte of the frame."""
+
+    GONE = 1
+    NO_FILE = 2
+    """a directory, a symlink, or what is not replicated at all"""
+    TOO_LARGE = 3
+    CHANGED = 4
+    """it changed while it was read"""
+    UNREADABLE = 5
+    """the parent may not read it, or its disk cannot"""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A small file as it was when it was read whole."""
+
+    mode: int
+    mtime_ns: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """Another name of the file that is answer number `index` of the same request: a hard link."""
+
+    index: int
+
+
+Answer = Content | Linked | Lack
+
+_FOUND, _LINKED = 0, 6
+_CONTENT = struct.Struct(">BHIq")  # 0, mode, size, mtime_ns; then the content
+_LINK = struct.Struct(">BH")  # 6, index
+
+
+def encode_files(answers: Iterable[Answer]) -> list[bytes]:
+    """Frames for the asked paths in their order, as many as fit; `answers` is not asked for more than one beyond that."""
+    parts: list[bytes] = []
+    total = 0
+    for answer in answers:
+        if isinstance(answer, Content):
+            if len(answer.content) > SMALL_FILE_BYTES:
+                raise ValueError(f"a file of {len(answer.content)} bytes; {SMALL_FILE_BYTES} are allowed")
+            head = _CONTENT.pack(_FOUND, answer.mode, len(answer.content), answer.mtime_ns)
+            frame = [head, answer.content]
+        elif isinstance(answer, Linked):
+            frame = [_LINK.pack(_LINKED, answer.index)]
+        else:
+            frame = [bytes([answer.value])]
+        total += sum(map(len, frame))
+        if total > MAX_FILES_BYTES:
+            break
+        parts += frame
+    return parts
+
+
+def decode_files(asked: int, data: bytes) -> list[Answer]:
+    """Answers to the first so many of `asked` paths; MessageError when one is cut or malformed, or there is none."""
+    if len(data) > MAX_FILES_BYTES:
+        raise MessageError(f"an answer of {len(data)} bytes with files", f"{MAX_FILES_BYTES} are allowed")
+    answers: list[Answer] = []
+    at = 0
+    while at < len(data) and len(answers) < asked:
+        answer, at = _decode_answer(data, at)
+        # One step only: what is named must have been sent, so there are no chains and no cycles.
+        if isinstance(answer, Linked) and not (
+            answer.index < len(answers) and isinstance(answers[answer.index], Content)
+        ):
+            raise MessageError("a hard link to a file that was not sent before it", "the sender is broken or hostile")
+        answers.append(answer)
+    if at != len(data) or not answers:
+        raise MessageError("an answer with more or fewer files than were asked for", "the sender is broken")
+    return answers
+
+
+def _decode_answer(data: bytes, at: int) -> tuple[Answer, int]:
+    """(the answer whose frame begins at `at`, where the next one begins)."""
+    code = data[at]
+    try:
+        if code == _LINKED:
+            return Linked(_LINK.unpack_from(data, at)[1]), at + _LINK.size
+        if code != _FOUND:
+            return Lack(code), at + 1
+        _, mode, size, mtime_ns = _CONTENT.unpack_from(data, at)
+    except struct.error:
+        raise MessageError("an answer with files that ends inside a frame", "the connection was cut") from None
+    except ValueError:
+        raise MessageError(f"an answer of kind {code} about a file", "the parent runs a newer syncd") from None
+    at += _CONTENT.size
+    if mode > 0o7777 or size > min(SMALL_FILE_BYTES, len(data) - at) or mtime_ns < -MAX_SEQUENCE:
+        raise MessageError("a file with a malformed frame", "the connection was cut, or the sender is broken")
+    return Content(mode, mtime_ns, data[at : at + size]), at + size
+
+
 # --- fields of what came over the network -------------------------------------------------------------------------------
 
 
@@ -317,20 +386,6 @@ def _hex(value: object, size: int) -> bytes:
 
 def _id(value: object) -> bytes:
     return b"" if value == "" else _hex(value, _ID_BYTES)
-
-
-def _quoted(fields: Mapping[str, Any], name: str) -> bytes:
-    value = fields.get(name)
-    if not isinstance(value, str) or len(value) > 3 * MAX_PATH_BYTES or not value.isascii():
-        raise MessageError(f"{name} is {str(value)[:80]!r}", "a percent-encoded path belongs there")
-    path = unquote_to_bytes(value)
-    if quote_from_bytes(path) != value:
-        raise MessageError(f"{name} is {value[:80]!r}", "it is not percent-encoded in the one way there is")
-    return path
-
-
-def _path(fields: Mapping[str, Any], name: str) -> bytes:
-    return _checked(_quoted(fields, name))
 
 
 def _checked(path: bytes) -> bytes:

@@ -1,0 +1,379 @@
+"""The copy of a tree on a child's disk: planned against, published to, recorded; recovered after a crash, read anew.
+
+Everything here is synchronous, for one thread that owns the copy. What is recorded (index, journal for children of our
+own, cursor at the parent, changes that wait) goes into one transaction, after the steps are on disk and before the note of
+them goes: whatever instruction a crash falls on, either the steps are gone on with, or they are known to be done.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.config_sync import Tree
+from core.errors import NearpathError
+from core.io_config_sync import work_directory
+from syncd import io_publish, io_version
+from syncd.guard import Space
+from syncd.io_compare import Comparer, Depth
+from syncd.io_index import Index, Size
+from syncd.io_journal import Draft, Journal
+from syncd.io_publish import DiskFull, Layout
+from syncd.io_scan import Disk, Gone, Trouble
+from syncd.io_store import close_store, fact, open_store, set_fact, transaction
+from syncd.io_version import Versions
+from syncd.model import Change, Entry, Op
+from syncd.note import Note, decode_changes, decode_note, encode_changes, encode_note
+from syncd.plan import Plan, make_plan
+from syncd.publish import Intent, PublishError, Ranks, Step, touched
+from syncd.row import Row, to_entry
+from syncd.wire import Cursor
+
+_LOOK_SLICE = 2_000
+"""Directories walked in one transaction when the disk is read anew."""
+
+
+class CopyError(NearpathError):
+    """The copy cannot be worked on: its disk is not there, or is another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What was found at start."""
+
+    first_reading: bool = False
+    """there was no index: what lies on the disk was read, and is compared with the parent's"""
+    went_on: int = 0
+    """steps of a publish that was under way and is done now"""
+    looked_again: int = 0
+    """paths that were looked at again, since the machine went down in a publish"""
+
+
+class Copy:
+    """See the module. CopyError, StoreBusy or PublishError when it cannot be opened; `accept` takes another disk for it."""
+
+    def __init__(self, name: str, tree: Tree, store: Path, *, accept: bool = False) -> None:
+        self.name = name
+        self.tree = tree
+        self.ranks = Ranks(tree.indexes)
+        self._path = os.fsencode(tree.path)
+        self._work = os.fsencode(work_directory(name, tree))
+        self._versions = Versions(self._path, self._path + b".versions", self._work)
+        self._is_atomic = tree.mode == "atomic"
+        self._db = open_store(store)
+        self.index = Index(self._db)
+        self.journal = Journal(self._db)
+        try:
+            self._prepare(accept)
+        except BaseException:
+            close_store(self._db)
+            raise
+
+    def close(self) -> None:
+        """Close the store."""
+        close_store(self._db)
+
+    # -- what is there
+
+    @property
+    def root(self) -> bytes:
+        """The directory with what is published now."""
+        return self._versions.path(io_version.current(self._versions)) if self._is_atomic else self._path
+
+    @property
+    def layout(self) -> Layout:
+        """Where steps are done in mode live, and files staged in both."""
+        return Layout(self.root, self._work)
+
+    def cursor(self) -> Cursor:
+        """How far the parent's journal is published here."""
+        journal = fact(self._db, "parent_journal")
+        return Cursor(journal if isinstance(journal, bytes) else b"", int(fact(self._db, "parent_sequence") or 0))
+
+    def later(self) -> tuple[Change, ...]:
+        """Changes that wait for files that could not be fetched."""
+        kept = fact(self._db, "later")
+        return decode_changes(kept) if isinstance(kept, bytes) else ()
+
+    def size(self) -> Size:
+        """How much the copy holds."""
+        return self.index.size()
+
+    def space(self) -> Space:
+        """Free space on the disk of the copy."""
+        found = os.statvfs(self._work)
+        free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+        return Space(free, total, found.f_favail, found.f_files)
+
+    def plan(self, changes: Iterable[Change]) -> Plan:
+        """The plan of changes on what is published now."""
+        return make_plan(changes, _Have(self.index), self.ranks)
+
+    def clear_stage(self) -> None:
+        """Drop what was fetched for another batch."""
+        io_publish.clear_stage(self.layout)
+
+    def check_staged(self, steps: Sequence[Step]) -> dict[bytes, str]:
+        """Files that the steps need and that did not come; see `io_publish.check_staged`."""
+        return io_publish.check_staged(self.layout, steps)
+
+    # -- publishing
+
+    def publish(self, steps: Sequence[Step], note: Note) -> None:
+        """Do the steps, durably, and record the note. PublishError, DiskFull: `recover` goes on from there later."""
+        number = 1 + max(int(fact(self._db, "published") or 0), self._newest_version())
+        intent = Intent(number, tuple(steps), encode_note(note))
+        if not steps:
+            self._record(note, intent)
+            return
+        if self._is_atomic:
+            io_version.publish_version(self._versions, intent, time.time())
+        else:
+            io_publish.begin(self.layout, intent)
+            io_publish.run(self.layout)
+        self._record(note, intent)
+        self._finish(intent)
+
+    def tidy(self) -> int:
+        """Remove for good what was replaced or deleted, and old versions; number of entries."""
+        if self._is_atomic:
+            io_version.expire(self._versions, time.time(), self.tree.grace)
+        return io_publish.sweep(self.layout)
+
+    def recover(self) -> Recovery:
+        """Go on with a publish that was under way; read what is on the disk when there is no index yet."""
+        pending = io_publish.pending(self.layout)
+        went_on = looked = 0
+        if pending is not None:
+            done = int(fact(self._db, "published") or 0) >= pending.intent.number
+            if done:
+                self._finish(pending.intent)
+            elif self._is_atomic:
+                # Built anew from the cursor, unless it has its name already: then only the record is missing.
+                if os.path.isdir(self._versions.path(pending.intent.number)):
+                    io_version.publish_version(self._versions, pending.intent, time.time())
+                    self._record(decode_note(pending.intent.note), pending.intent)
+                    self._finish(pending.intent)
+                else:
+                    io_publish.abandon(self.layout)
+            elif pending.trusted and self._goes_on(pending.intent):
+                went_on = len(pending.intent.steps)
+            else:
+                looked = self._look_again(io_publish.abandon(self.layout))
+        first = self.index.is_empty()
+        if first:
+            self.read_disk()
+        return Recovery(first, went_on, looked)
+
+    def _goes_on(self, intent: Intent) -> bool:
+        """Whether the rest of a publish could be done; not when something else changed the tree meanwhile."""
+        try:
+            io_publish.run(self.layout)
+        except DiskFull:
+            raise
+        except PublishError:
+            return False
+        self._record(decode_note(intent.note), intent)
+        self._finish(intent)
+        return True
+
+    def forget_later(self) -> None:
+        """A comparison is about to tell all that is missing."""
+        with transaction(self._db):
+            set_fact(self._db, "later", encode_changes(()))
+
+    def move_cursor(self, cursor: Cursor) -> None:
+        """The copy is what the parent has at `cursor`, without anything to do for it."""
+        with transaction(self._db):
+            self._set_cursor(cursor)
+
+    def read_disk(self) -> int:
+        """Make the index what the disk holds, without a word in the journal; number of entries that were different.
+
+        For the first start, and for `verify`: then the comparison of manifests tells what is wrong.
+        """
+        disk = Disk(self.root)
+        before = self._db.total_changes
+        try:
+            comparer = Comparer(disk, self.index)
+            comparer.quiet = True
+            stack = [(b"", Depth.ALL)]
+            while stack:
+                with self._indexing():
+                    for _ in range(_LOOK_SLICE):
+                        if not stack:
+                            comparer.settle_losses()
+                            break
+                        comparer.walk(*stack.pop())
+                        stack.extend(comparer.take_walks())
+                    set_fact(self._db, "quiet_looks", int(fact(self._db, "quiet_looks") or 0) + 1)
+                stack.extend(comparer.take_walks())
+        finally:
+            disk.close()
+        return self._db.total_changes - before
+
+    # -- recording
+
+    def _record(self, note: Note, intent: Intent) -> None:
+        with self._indexing():
+            # With a part held back the disk is not what the changes say: it is asked what it is.
+            drafts = self._look(touched(intent.steps)) if note.later else self._play(note)
+            self.journal.append(drafts, time.time())
+            set_fact(self._db, "later", encode_changes(note.later))
+            set_fact(self._db, "published", intent.number)
+            if note.cursor is not None:
+                self._set_cursor(note.cursor)
+
+    def _play(self, note: Note) -> list[Draft]:
+        """Bring the index to where the changes bring the tree; the drafts of the same for our children."""
+        drafts: list[Draft] = []
+        disk = Disk(self.root)
+        refused = frozenset(note.refused)
+        try:
+            for change in note.changes:
+                if change.op is Op.DELETE:
+                    if self.index.remove(change.path):
+                        drafts.append(Draft(Op.DELETE, change.path))
+                elif change.op is Op.RENAME:
+                    self._play_rename(change, drafts, disk)
+                elif change.path not in refused:
+                    self._play_upsert(change.path, drafts, disk)
+            drafts.extend(Draft(Op.DELETE, path) for path in note.refused if self.index.remove(path))
+        finally:
+            disk.close()
+        return drafts
+
+    def _play_rename(self, change: Change, drafts: list[Draft], disk: Disk) -> None:
+        old = self.index.get(change.source)
+        if old is None or change.entry is None:
+            return  # an upsert of what it is now follows
+        self._make_above(change.path, drafts, disk)
+        self.index.move(change.source, change.path)
+        row = old.row._replace(mode=stat.S_IFMT(old.row.mode) | change.entry.mode)
+        self.index.put(change.path, row)
+        drafts.append(Draft(Op.RENAME, change.path, row, change.source))
+
+    def _play_upsert(self, path: bytes, drafts: list[Draft], disk: Disk) -> None:
+        row = _look(disk, path)
+        if row is None:
+            return
+        old = self.index.get(path)
+        if old is not None and old.row.is_directory != row.is_directory:
+            self.index.remove(path)
+        self._make_above(path, drafts, disk)
+        self.index.put(path, row)
+        drafts.append(Draft(Op.UPSERT, path, row))
+
+    def _make_above(self, path: bytes, drafts: list[Draft], disk: Disk) -> None:
+        """Index the directories above `path` that are not yet: a change of theirs comes later, or never came."""
+        above = path.rpartition(b"/")[0]
+        if self.index.number(above) is not None:
+            return
+        if above:
+            self._make_above(above, drafts, disk)
+        row = _look(disk, above) or Row(stat.S_IFDIR | 0o755, 0, 0, 0, 0, 0, b"")
+        self.index.remove(above)
+        self.index.put(above, row)
+        if above:
+            drafts.append(Draft(Op.UPSERT, above, row))
+
+    def _look_again(self, paths: Sequence[bytes]) -> int:
+        with self._indexing():
+            drafts = self._look(paths)
+            self.journal.append(drafts, time.time())
+        return len(paths)
+
+    def _look(self, paths: Sequence[bytes]) -> list[Draft]:
+        """Index what is at these paths, and below directories that are new; the drafts of what was different."""
+        disk = Disk(self.root)
+        try:
+            comparer = Comparer(disk, self.index)
+            comparer.check([(path, False) for path in paths])
+            while walks := comparer.take_walks():
+                for path, depth in walks:
+                    comparer.walk(path, depth)
+            comparer.settle_losses()
+            return comparer.take().drafts
+        finally:
+            disk.close()
+
+    def _set_cursor(self, cursor: Cursor) -> None:
+        set_fact(self._db, "parent_journal", cursor.journal)
+        set_fact(self._db, "parent_sequence", cursor.sequence)
+
+    @contextmanager
+    def _indexing(self) -> Iterator[None]:
+        try:
+            with transaction(self._db):
+                yield
+        except BaseException:
+            self.index.rolled_back()
+            raise
+
+    # -- the place
+
+    def _prepare(self, accept: bool) -> None:
+        """Make the directories; refuse a tree whose disk is not the one it was."""
+        home = self._versions.versions if self._is_atomic else self._path
+        known = fact(self._db, "root_inode")
+        if not os.path.isdir(home):
+            if known and not accept:
+                raise CopyError(
+                    f"{os.fsdecode(home)} is not there, and held {self.index.size().entries:,} entries",
+                    f"mount its disk; if it was removed on purpose: `syncd accept {self.name}`, and it is fetched anew",
+                )
+            os.makedirs(home, exist_ok=True)
+        if self._is_atomic:
+            io_version.adopt(self._versions)
+        io_publish.prepare(self.layout)
+        inode = os.stat(home).st_ino
+        if known and known != inode:
+            if not accept:
+                raise CopyError(
+                    f"{os.fsdecode(home)} is another directory than before",
+                    f"is its disk mounted? if it is meant to be this one: `syncd accept {self.name}`",
+                )
+            with self._indexing():
+                self.index.remove(b"")
+                set_fact(self._db, "quiet_looks", int(fact(self._db, "quiet_looks") or 0) + 1)
+        with transaction(self._db):
+            set_fact(self._db, "root_inode", inode)
+
+    def _newest_version(self) -> int:
+        return io_version.current(self._versions) if self._is_atomic else 0
+
+    def _finish(self, intent: Intent) -> None:
+        if self._is_atomic:
+            io_version.finish_version(self._versions, intent)
+        else:
+            io_publish.finish(self.layout)
+
+
+class _Have:
+    """The index as a plan asks it. Digests are of contents that were read here once: they prove nothing of a transfer."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, path: bytes) -> Entry | None:
+        """The entry at `path`."""
+        child = self._index.get(path)
+        return to_entry(path, child.row) if child is not None else None
+
+    def below(self, path: bytes) -> Iterator[Entry]:
+        """All entries below `path`."""
+        entries = self._index.entries(path)
+        next(entries, None)
+        return entries
+
+
+def _look(disk: Disk, path: bytes) -> Row | None:
+    try:
+        return disk.look(path)
+    except (Gone, Trouble):
+        return None

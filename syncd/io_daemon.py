@@ -1,0 +1,228 @@
+"""The daemon of a mirror node: its trees, the port for its children, its parents, stamps, and what operators ask it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from core.config_sync import SyncConfig, Tree
+from core.io_config_sync import read_sync_config
+from core.io_http import bind_tcp, bound_address, make_health_app
+from core.io_log import get_logger
+from core.io_state import hold_state_dir
+from core.messages import ReportedStamp
+from syncd import wire
+from syncd.io_child import Follower
+from syncd.io_control import CONTROL_SOCKET, make_control_app
+from syncd.io_lineage import Lineage
+from syncd.io_metrics import make_registry
+from syncd.io_offer import Catalogue
+from syncd.io_origin import Origin
+from syncd.io_rsync import own_ids
+from syncd.io_rsync_check import check_binary
+from syncd.io_serve import Server, Serving, server_tls
+from syncd.io_snapshot import make_snapshot
+from syncd.io_stamps import Stamper
+from syncd.node_status import child_stamp, origin_stamp
+
+FIXED = ("node", "state_dir", "listen", "tls", "metrics")
+"""What only a restart can change."""
+
+_log = get_logger("syncd")
+
+
+class Daemon:
+    """See the module. `open` raises NearpathError when it cannot start; afterwards trouble shows in `snapshot`."""
+
+    def __init__(self, file: Path, config: SyncConfig) -> None:
+        self.file = file
+        self.config = config
+        self.origins: dict[str, Origin] = {}
+        self.followers: dict[str, Follower] = {}
+        self.lineage = Lineage(config)
+        self.catalogue = Catalogue({})
+        self.server: Server | None = None
+        self.addresses: list[str] = []
+        self.started_wall_s = time.time()
+        self._stamper: Stamper | None = None
+        self._runners: list[web.AppRunner] = []
+        self._sockets: list[socket.socket] = []
+        self._lock = -1
+
+    @classmethod
+    async def open(cls, file: Path) -> Daemon:
+        """Start everything that the configuration in `file` asks for."""
+        config = await asyncio.to_thread(read_sync_config, file)
+        daemon = cls(file, config)
+        daemon._lock = hold_state_dir(Path(config.state_dir), "syncd")
+        try:
+            for problem in await asyncio.to_thread(check_binary):
+                _log.warning("rsync_problem", why=str(problem))
+            daemon.lineage.start()
+            for name, tree in config.trees.items():
+                await daemon._start_tree(name, tree)
+            await daemon._serve()
+            await daemon._open_control()
+            daemon._start_stamps()
+        except BaseException:
+            await daemon.close()
+            raise
+        return daemon
+
+    async def close(self) -> None:
+        """Stop everything; what is under way is gone on with at the next start."""
+        if self._stamper is not None:
+            await self._stamper.stop()
+        if self.server is not None:
+            await self.server.stop()
+        for runner in self._runners:
+            await runner.cleanup()
+        parts: list[Follower | Origin] = [*self.followers.values(), *self.origins.values()]
+        await asyncio.gather(*(part.stop() for part in parts), return_exceptions=True)
+        await self.lineage.stop()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    async def reload(self) -> None:
+        """Take up the configuration anew: trees, children, parents and stamps; ConfigError leaves all as it is."""
+        config = await asyncio.to_thread(read_sync_config, self.file)
+        fixed = [key for key in FIXED if getattr(config, key) != getattr(self.config, key)]
+        if fixed:
+            _log.warning("restart_needed", keys=fixed, why="these take effect at a restart only")
+        before, self.config = self.config, config
+        parents_changed = before.parents != config.parents
+        for name in [*self.origins, *self.followers]:
+            tree = config.trees.get(name)
+            is_follower = name in self.followers
+            if tree is None or tree != before.trees[name] or (is_follower and parents_changed):
+                part: Origin | Follower = self.origins.pop(name, None) or self.followers.pop(name)
+                await part.stop()
+        if parents_changed or before.trees != config.trees:
+            old, self.lineage = self.lineage, Lineage(config)
+            for follower in self.followers.values():
+                follower.follow(self.lineage)
+            self.lineage.start()
+            await old.stop()
+        for name, tree in config.trees.items():
+            if name not in self.origins and name not in self.followers:
+                await self._start_tree(name, tree)
+        self._offer_all()
+        if self.server is not None:
+            self.server.children = self._children()
+        if before.appliance != config.appliance:
+            if self._stamper is not None:
+                await self._stamper.stop()
+            self._start_stamps()
+
+    # -- trees
+
+    def store_of(self, name: str) -> Path:
+        """Where index and journal of a tree are."""
+        return Path(self.config.state_dir) / "trees" / f"{name}.db"
+
+    async def _start_tree(self, name: str, tree: Tree) -> None:
+        if tree.parents:
+            follower = Follower(name, tree, self.store_of(name), self.lineage, self._on_change)
+            self.followers[name] = follower
+            await follower.start()
+        else:
+            origin = Origin(name, tree, self.store_of(name), key_of(self.config, name))
+            self.origins[name] = origin
+            await origin.start()
+        self._offer_all()
+
+    def _offer_all(self) -> None:
+        mine = {name: origin.offer for name, origin in self.origins.items()}
+        self.catalogue.offers = mine | {name: follower.offer for name, follower in self.followers.items()}
+
+    # -- what is served
+
+    def _children(self) -> dict[str, wire.Child]:
+        every = frozenset(self.config.trees)
+        return {
+            name: wire.Child(name, child.token_sha256, frozenset(child.trees) or every)
+            for name, child in self.config.children.items()
+        }
+
+    async def _serve(self) -> None:
+        if not self.config.listen:
+            return
+        tls = server_tls(self.config.tls.cert, self.config.tls.key) if self.config.tls else None
+        self.server = Server(self.catalogue, self._children(), serving=Serving(owner=own_ids()))
+        for listen in self.config.listen:
+            sock = bind_tcp(listen)
+            await self.server.start(sock, tls)
+            self.addresses.append(bound_address(sock))
+        _log.info("serving", addresses=self.addresses)
+
+    async def _open_control(self) -> None:
+        runner = web.AppRunner(make_control_app(self), access_log=None)
+        await runner.setup()
+        self._runners.append(runner)
+        path = Path(self.config.state_dir) / CONTROL_SOCKET
+        with suppress(FileNotFoundError):
+            path.unlink()
+        await web.UnixSite(runner, str(path)).start()
+        path.chmod(0o660)
+        if self.config.metrics.listen:
+            health = web.AppRunner(make_health_app(make_registry(self), self.not_ready), access_log=None)
+            await health.setup()
+            self._runners.append(health)
+            for listen in self.config.metrics.listen:
+                await web.SockSite(health, bind_tcp(listen)).start()
+
+    # -- what is told
+
+    def _on_change(self) -> None:
+        if self._stamper is not None:
+            self._stamper.changed()
+
+    def _start_stamps(self) -> None:
+        self._stamper = None
+        if self.config.appliance is not None:
+            self._stamper = Stamper(self.config.appliance, self.config.node, self.stamps)
+            self._stamper.start()
+
+    def stamps(self) -> Sequence[ReportedStamp]:
+        """How fresh each tree is now."""
+        mine = [origin_stamp(name, o.is_ready, o.root, o.freshness().lag_s) for name, o in self.origins.items()]
+        copies = [
+            child_stamp(name, follower.status, follower.freshness().lag_s, follower.freshness().version)
+            for name, follower in self.followers.items()
+        ]
+        return [*mine, *copies]
+
+    def appliance_status(self) -> dict[str, Any] | None:
+        """Whether stamps arrive; None when they are not wanted."""
+        if self._stamper is None or self.config.appliance is None:
+            return None
+        delivered_s = self._stamper.delivered_s
+        age_s = None if delivered_s is None else round(time.monotonic() - delivered_s, 1)
+        return {"url": self.config.appliance.url, "delivered_s_ago": age_s, "error": self._stamper.error}
+
+    def not_ready(self) -> list[str]:
+        """Why this node does not do all it should; empty when it does."""
+        states = {name: (o.status.state.value, o.status.why) for name, o in self.origins.items() if not o.is_ready}
+        for name, follower in self.followers.items():
+            if not follower.status.has_content:
+                states[name] = (follower.status.activity.value, follower.status.why)
+        return [f"tree {name}: {state} {why}".strip() for name, (state, why) in states.items()]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything `syncd status` shows."""
+        return make_snapshot(self)
+
+
+def key_of(config: SyncConfig, tree: str) -> Path:
+    """Where the secret key of a tree is, at its origin."""
+    file = config.trees[tree].key_file
+    return Path(file) if file else Path(config.state_dir) / "keys" / f"{tree}.key"

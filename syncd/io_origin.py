@@ -1,0 +1,226 @@
+"""A tree at its origin: the thread that watches it, and the task that signs its root when it has come to rest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from core.config_sync import Tree
+from core.errors import NearpathError
+from core.io_log import get_logger
+from syncd.io_ledger import Ledger
+from syncd.io_offer import Freshness, Offer
+from syncd.io_source import SourceStatus, SourceTree, State
+from syncd.io_store import StoreBusy, StoreError
+from syncd.manifest import ManifestError
+from syncd.signed_root import KEY_BYTES, Root, public_key, sign_root, verify_root
+
+REOPEN_S = 5.0
+"""After a tree that could not be opened (not mounted, say) is tried again."""
+REST_S = 0.3
+"""A root is signed when nothing came for so long,"""
+MAX_UNSIGNED_S = 2.0
+"""or this long after the first change that it does not cover."""
+TRIM_EVERY_S = 600.0
+
+_log = get_logger("origin")
+
+
+class Origin:
+    """See the module. `start` raises NearpathError only for what will not mend itself; the rest shows in `status`."""
+
+    def __init__(self, name: str, tree: Tree, store: Path, key_file: Path) -> None:
+        self.name = name
+        self.tree = tree
+        self.status = SourceStatus()
+        self.root: Root | None = None
+        self.entries = 0
+        self.failed = False
+        self.offer = Offer(store, self.freshness, self._served_path)
+        self._store = store
+        self._seed = read_key(key_file)
+        self._stop = threading.Event()
+        self._source: SourceTree | None = None
+        self._accept = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name=f"origin-{name}", daemon=True)
+        self._changed = asyncio.Event()
+        self._signer: asyncio.Task[None] | None = None
+        self._ready_s = time.monotonic()
+        self._was_ready = False
+
+    async def start(self) -> None:
+        """Begin to watch. StoreBusy when another daemon has the tree."""
+        opened = self._loop.create_future()
+        self._opened = opened
+        self._thread.start()
+        await opened
+        self._signer = asyncio.create_task(self._sign_on_change(), name=f"sign-{self.name}")
+
+    async def stop(self) -> None:
+        """Stop watching; everything that was noticed and has settled is in the journal."""
+        if self._signer is not None:
+            self._signer.cancel()
+            await asyncio.gather(self._signer, return_exceptions=True)
+        self._stop.set()
+        if self._source is not None:
+            self._source.wake()
+        await asyncio.to_thread(self._thread.join)
+        await self.offer.close()
+
+    def accept(self) -> None:
+        """Take the directory that is there now for the tree, though it is another one, or empty."""
+        self._accept.set()
+
+    def sweep(self) -> None:
+        """Look at every name."""
+        if self._source is not None:
+            self._source.sweep()
+            self._source.wake()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the journal tells all that the tree holds, and whatever comes."""
+        return self.status.state is State.READY
+
+    def freshness(self) -> Freshness:
+        """An origin is behind only while it cannot look at its own tree."""
+        if self.is_ready:
+            self._ready_s = time.monotonic()
+        return Freshness(
+            0.0 if self.is_ready else time.monotonic() - self._ready_s, self.root.version if self.root else 0
+        )
+
+    def public_key(self) -> str:
+        """What children have to put into their configuration."""
+        return public_key(self._seed).hex()
+
+    def _served_path(self) -> str | None:
+        # Before the first reading is through, children would take what is not indexed yet for deleted.
+        return self.tree.path if self._was_ready else None
+
+    # -- the watching thread
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                source = SourceTree(
+                    os.fsencode(self.tree.path),
+                    self._store,
+                    cross_mounts=self.tree.cross_mounts,
+                    accept_root=self._accept.is_set(),
+                )
+            except StoreBusy as error:
+                self._tell_opened(error)
+                return
+            except NearpathError as error:
+                self.status = SourceStatus(State.ROOT_LOST, str(error))
+                self._tell_opened(None)
+                self._stop.wait(REOPEN_S)
+                continue
+            self._accept.clear()
+            self._source = source
+            self._tell_opened(None)
+            try:
+                self._own(source)
+            except Exception:
+                # Whatever it was: the journal is consistent, and a new start looks at everything.
+                _log.exception("watch_failed", tree=self.name, doing="the tree is looked at anew")
+                self._stop.wait(REOPEN_S)
+            finally:
+                self._source = None
+                source.close()
+
+    def _own(self, source: SourceTree) -> None:
+        swept_s = trimmed_s = time.monotonic()
+        before: tuple[State, int] | None = None
+        while not self._stop.is_set():
+            source.step(1.0 if source.status.state is not State.READY else 30.0)
+            self.status = status = source.status
+            if before != (now := (status.state, status.sequence)):
+                before = now
+                self._loop.call_soon_threadsafe(self._on_change, status)
+            if time.monotonic() - swept_s > self.tree.sweep:
+                swept_s = time.monotonic()
+                source.sweep()
+            if time.monotonic() - trimmed_s > TRIM_EVERY_S:
+                trimmed_s = time.monotonic()
+                with suppress(StoreError):
+                    source.journal.trim(time.time())
+
+    def _tell_opened(self, error: NearpathError | None) -> None:
+        def tell() -> None:
+            if not self._opened.done():
+                if error is not None:
+                    self._opened.set_exception(error)
+                else:
+                    self._opened.set_result(None)
+
+        self._loop.call_soon_threadsafe(tell)
+
+    # -- on the event loop
+
+    def _on_change(self, status: SourceStatus) -> None:
+        if status.state is State.READY and not self._was_ready:
+            self._was_ready = True
+            _log.info("tree_ready", tree=self.name, sequence=status.sequence, watches=status.watches)
+        self.offer.announce(status.sequence)
+        self._changed.set()
+
+    async def _sign_on_change(self) -> None:
+        while True:
+            await self._changed.wait()
+            until_s = time.monotonic() + MAX_UNSIGNED_S
+            while time.monotonic() < until_s:
+                self._changed.clear()
+                try:
+                    async with asyncio.timeout(REST_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    break
+            if self._was_ready:
+                try:
+                    await self.offer.run(self._sign)
+                except NearpathError as error:
+                    _log.error("root_not_signed", tree=self.name, why=str(error))
+                    await asyncio.sleep(REOPEN_S)
+                    self._changed.set()
+
+    def _sign(self, ledger: Ledger) -> None:
+        """Sign the root as the ledger has it now, unless that is what was signed last."""
+        if self.root is None and (blob := ledger.kept_root()):
+            with suppress(ManifestError):
+                self.root = verify_root(blob, public_key(self._seed), self.name, None)
+        root_hash, sequence = ledger.root_hash()
+        last = self.root
+        if last is not None and (last.root_hash, last.sequence) == (root_hash, sequence):
+            return
+        # Wall seconds, so that versions go on growing when the index was lost; and people can read them.
+        version = int(time.time())
+        if last is not None:
+            version = last.version if last.root_hash == root_hash else max(version, last.version + 1)
+        root = Root(self.name, version, root_hash, sequence, time.time())
+        ledger.keep_root(sign_root(root, self._seed))
+        self.root = root
+        self.entries = ledger.size().entries
+
+
+def read_key(file: Path) -> bytes:
+    """The secret key in `file` (64 hex digits), made when there is none; NearpathError when it cannot be used."""
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "w", encoding="ascii") as stream:
+                stream.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
+        seed = bytes.fromhex(file.read_text("ascii").strip())
+    except (OSError, ValueError) as error:
+        raise NearpathError(f"the key {file} cannot be used: {error}", "64 hexadecimal digits, mode 0600") from None
+    if len(seed) != KEY_BYTES:
+        raise NearpathError(f"the key {file} has {len(seed)} bytes", f"it must have {KEY_BYTES}, in hexadecimal")
+    return seed

@@ -1,0 +1,110 @@
+"""The state of a daemon as plain values, for `syncd status`, its control socket and metrics."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from syncd.io_child import Follower
+from syncd.io_lineage import shown
+from syncd.io_origin import Origin
+from syncd.node_status import is_busy, stamp_state
+
+if TYPE_CHECKING:
+    from syncd.io_daemon import Daemon
+
+
+def make_snapshot(daemon: Daemon) -> dict[str, Any]:
+    """JSON-able values; times in seconds, sizes in bytes, paths as text."""
+    trees: dict[str, Any] = {}
+    for name, origin in daemon.origins.items():
+        trees[name] = _origin(origin) | _children(daemon, origin)
+    for name, follower in daemon.followers.items():
+        trees[name] = _follower(daemon, name, follower) | _children(daemon, follower)
+    return {
+        "node": daemon.config.node,
+        "addresses": daemon.addresses,
+        "up_s": round(time.time() - daemon.started_wall_s, 1),
+        "trees": dict(sorted(trees.items())),
+        "appliance": daemon.appliance_status(),
+        "not_ready": daemon.not_ready(),
+    }
+
+
+def _origin(origin: Origin) -> dict[str, Any]:
+    status = origin.status
+    return {
+        "role": "origin",
+        "path": origin.tree.path,
+        "state": status.state.value,
+        "why": status.why,
+        "entries": origin.entries,
+        "sequence": status.sequence,
+        "waiting": status.waiting,
+        "walking": status.walking,
+        "watches": status.watches,
+        "unwatched": status.unwatched,
+        "overflows": status.overflows,
+        "watch_limit_problem": status.watch_limit_problem,
+        "troubles": list(status.troubles[:20]),
+        "version": origin.root.version if origin.root else 0,
+        "root_hash": origin.root.root_hash.hex() if origin.root else "",
+        "lag_s": round(origin.freshness().lag_s, 1),
+        "public_key": origin.public_key(),
+    }
+
+
+def _follower(daemon: Daemon, name: str, follower: Follower) -> dict[str, Any]:
+    status, fresh = follower.status, follower.freshness()
+    now = time.monotonic()
+    fetching = None
+    if status.fetching is not None:
+        fetching = {
+            "files": status.fetching.files,
+            "done_files": status.fetching.done_files,
+            "bytes": status.fetching.size,
+            "done_bytes": status.fetching.done_bytes,
+            "for_s": round(now - status.fetching.since_s, 1),
+        }
+    return {
+        "role": "copy",
+        "path": follower.tree.path,
+        "mode": follower.tree.mode,
+        "state": status.activity.value,
+        "stamp": stamp_state(status),
+        "busy": is_busy(status),
+        "why": status.why,
+        "parent": status.parent,
+        "parents": shown(daemon.lineage.standings.get(name, {})),
+        "entries": status.entries,
+        "bytes": status.bytes_,
+        "behind": status.behind,
+        "waiting": status.waiting,
+        "published": status.published,
+        "version": fresh.version,
+        "root_hash": status.root_hash,
+        "lag_s": round(fresh.lag_s, 1) if status.has_content else None,
+        "held": {"what": status.held.what, "token": status.held.token} if status.held else None,
+        "fetching": fetching,
+        "troubles": [{"path": path, "why": why, "tries": tries} for path, why, tries in status.troubles],
+        "refused": [{"path": os.fsdecode(path), "why": why} for path, why in status.refused_paths],
+        "differences": status.differences,
+        "compared_wall_s": status.compared_wall_s or None,
+        "hook_failed": status.hook_failed,
+    }
+
+
+def _children(daemon: Daemon, part: Origin | Follower) -> dict[str, Any]:
+    server = daemon.server
+    return {
+        "children": {
+            node: {
+                "sequence": sequence,
+                "seen_wall_s": seen_s,
+                "sent_bytes": server.sent_bytes[node] if server else 0,
+                "streams": server.streams[node] if server else 0,
+            }
+            for node, (sequence, seen_s) in part.offer.seen.items()
+        }
+    }
