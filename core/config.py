@@ -177,9 +177,11 @@ class Service(Section):
     rtt_check: Name | None = Field(default=None, description="the check whose RTT ranks; default: the first of checks")
     answers: int = Field(default=1, ge=1, le=16, description="how many addresses, best first")
     ttl: Duration = Field(default=30.0, ge=1, le=86400, description="TTL of a live answer; degraded ones get less")
-    max_lag: Duration | None = Field(default=None, description="mirrors whose sync stamp lags more are left out")
+    max_lag: Duration | None = Field(
+        default=None, description="mirrors whose sync stamp lags more, or is missing, are left out; 15s or more"
+    )
     min_version: int | None = Field(
-        default=None, ge=0, description="mirrors with an older content version are left out"
+        default=None, ge=0, description="mirrors whose sync stamp has an older version, or is missing, are left out"
     )
     tree: Name | None = Field(
         default=None, description="the synced tree whose stamps count; default: all of the mirror"
@@ -196,6 +198,13 @@ class Agent(Section):
     token_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="from `nearpath agent-token`")
 
 
+class Node(Section):
+    """A mirror node whose syncd may send stamps: how fresh its copy of each tree is."""
+
+    mirrors: list[Name] = Field(min_length=1, max_length=64, description="the mirrors that it serves, mostly one")
+    token_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="from `nearpath agent-token`")
+
+
 class Tls(Section):
     """Certificate and key of the report interface, PEM files."""
 
@@ -204,10 +213,10 @@ class Tls(Section):
 
 
 class Report(Section):
-    """Where agents fetch targets and deliver samples."""
+    """Where agents fetch targets and deliver samples, and nodes deliver stamps."""
 
     listen: list[Listen] = Field(
-        default_factory=list, max_length=16, description="where agents reach it; empty: no agents"
+        default_factory=list, max_length=16, description="where agents and nodes reach it; empty: none can"
     )
     tls: Tls | None = None
     max_body: Size = Field(default=4 << 20, ge=1024, le=64 << 20, description="largest report that is taken")
@@ -271,6 +280,9 @@ class Config(Section):
     mirrors: dict[Name, Mirror] = Field(default_factory=dict)
     services: dict[Domain, Service] = Field(default_factory=dict)
     agents: dict[Name, Agent] = Field(default_factory=dict)
+    nodes: dict[Name, Node] = Field(
+        default_factory=dict, description="mirror nodes whose syncd may send stamps, and for which mirrors"
+    )
     report: Report = Report()
     metrics: Metrics = Metrics()
     steering: Steering = Steering()

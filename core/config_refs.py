@@ -5,6 +5,7 @@ They work on the raw mapping, so that they are reported together with the faults
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,12 +13,18 @@ from typing import Any
 Path = tuple[str | int, ...]
 Finding = tuple[Path, str]
 
+_LONGEST_NAME = 63
+"""Of a name; what is longer is compared up to here only, as comparing takes the square of the length."""
+
+_MOST_COMPARED = 1000
+
 
 def find_dangling(raw: Mapping[str, Any]) -> list[Finding]:
     """(path, what) of every reference in `raw` that leads nowhere or contradicts another section."""
     return [
         *_regions(raw),
         *_services(raw),
+        *_nodes(raw),
         *_others(raw),
     ]
 
@@ -35,7 +42,10 @@ def _list(raw: Any, key: str) -> list[Any]:
 def _known(kind: str, name: Any, defined: Mapping[str, Any], path: Path) -> Iterator[Finding]:
     if isinstance(name, str) and name not in defined:
         have = ", ".join(sorted(defined)[:8]) or "none"
-        yield path, f"{kind} {name!r} is not defined (defined: {have}{', ...' if len(defined) > 8 else ''})"
+        more = ", ..." if len(defined) > 8 else ""
+        close = difflib.get_close_matches(name[:_LONGEST_NAME], defined, n=1) if len(defined) <= _MOST_COMPARED else []
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        yield path, f"{kind} {name!r} is not defined (defined: {have}{more}){hint}"
 
 
 def _makes_regions(raw: Mapping[str, Any]) -> bool:
@@ -125,6 +135,24 @@ def _services(raw: Mapping[str, Any]) -> Iterator[Finding]:
                 yield from _known("region", region, regions, (*here, "prefer", region))
             for mirror in preferences if isinstance(preferences, Mapping) else ():
                 yield from _known("mirror", mirror, dict.fromkeys(members), (*here, "prefer", region, mirror))
+
+
+def _nodes(raw: Mapping[str, Any]) -> Iterator[Finding]:
+    mirrors, owners = _mapping(raw, "mirrors"), dict[str, str]()
+    for name, node in _mapping(raw, "nodes").items():
+        for i, mirror in enumerate(_list(node, "mirrors")):
+            if not isinstance(mirror, str):
+                continue  # the field check has said so
+            here: Path = ("nodes", name, "mirrors", i)
+            yield from _known("mirror", mirror, mirrors, here)
+            owner = owners.setdefault(mirror, name)
+            if owner != name:
+                yield (
+                    here,
+                    f"mirror {mirror!r} is served by node {owner!r} already: its stamps can come from one node only",
+                )
+            elif mirror in _list(node, "mirrors")[:i]:
+                yield here, f"mirror {mirror!r} is listed twice"
 
 
 def _others(raw: Mapping[str, Any]) -> Iterator[Finding]:

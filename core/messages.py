@@ -14,6 +14,7 @@ from core.config import Address, Check, Name
 from core.errors import MessageError
 
 MAX_SAMPLES_PER_REPORT = 2000
+MAX_STAMPS_PER_REPORT = 1000
 MAX_RTT_S = 3600.0
 MAX_AGE_S = 400 * 86400.0
 
@@ -24,6 +25,7 @@ _MAX_FAULT_LEN = 200
 """A fault names keys that the sender made up: what of it goes into an answer or a log is short."""
 
 Family = Literal[4, 6]
+SyncState = Literal["fresh", "syncing", "stalled", "empty"]
 Loss = Annotated[str, Field(max_length=80)]
 
 
@@ -112,16 +114,55 @@ class PathSample:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class ReportedStamp:
+    """How fresh a node's copy of one tree is, as its syncd sends it.
+
+    `lag_s` was true `age_s` before the report was sent. `empty`: there is no content to serve, whatever the lag.
+    `busy`: the node takes in so much content now that it should get fewer clients.
+    """
+
+    tree: Name
+    version: Annotated[int, Field(ge=0, lt=1 << 62)]
+    root_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{0,128}$")]
+    lag_s: Annotated[float, Field(ge=0, le=MAX_AGE_S)]
+    state: SyncState
+    busy: bool
+    age_s: Annotated[float, Field(ge=0, le=MAX_AGE_S)]
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class StampReport:
+    """What syncd posts: the stamps of a node's trees, each tree once; all of them in every report.
+
+    A tree that comes in none of the reports of a minute is taken for one that the node no longer has. `wall_s` is the
+    node's wall clock when it sent (to show clock skew).
+    """
+
+    node: Name
+    wall_s: Annotated[float, Field(allow_inf_nan=False)]
+    stamps: Annotated[list[ReportedStamp], Field(max_length=MAX_STAMPS_PER_REPORT)]
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class StampAck:
+    """The appliance's answer: so many stamps were stored, one for each tree and each mirror of the node."""
+
+    stored: int
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class SyncStamp:
-    """How fresh a mirror's copy of one tree is (`lag_s` at `taken_s`)."""
+    """How fresh a mirror's copy of one tree is (`lag_s` at `taken_s`), and which node said so ("": not known)."""
 
     mirror: Name
     tree: Name
     version: int
     root_hash: str
     lag_s: float
-    state: Literal["fresh", "syncing", "stalled", "empty"]
+    state: SyncState
     taken_s: float
+    busy: bool = False
+    node: Annotated[str, Field(max_length=63)] = ""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

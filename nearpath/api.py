@@ -1,11 +1,9 @@
-"""The report interface: agents fetch their targets and deliver their samples here, each with its own token."""
+"""The report interface: agents fetch their targets and deliver samples, nodes their stamps, each with its own token."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -15,18 +13,15 @@ from core.config import Config
 from core.errors import BusUnavailable, MessageError
 from core.io_clock import AnchoredClock
 from core.io_log import get_logger
-from core.messages import ReportAck, SampleReport, Target, TargetList, decode, encode
+from core.messages import ReportAck, SampleReport, Target, TargetList, encode
+from nearpath.admission import not_stored, read_report, too_many, unauthorized, under_way
 from nearpath.ingest import NEW_INCARNATION_EVERY_S, AgentState, accept_report, authenticate
 from nearpath.silence import heed_silence
+from nearpath.stamps import NodeState, add_stamp_route
 from nearpath.steerer import SAMPLES, Steerer
 from probes.loglimit import LogLimit
 
 AGENT_HEADER = "X-Nearpath-Agent"
-_RETRY_S = 2
-_MOST_UNDER_WAY = 8
-"""Reports of one agent that are held in memory at once; a sound agent sends one after the other."""
-
-_READ_TIMEOUT_S = 60.0
 _log = get_logger("api")
 
 
@@ -52,7 +47,7 @@ def make_targets(config: Config) -> TargetList:
 
 @dataclass(slots=True)
 class ReportInterface:
-    """What the handlers need; the appliance replaces `config`, `targets` and `agents` on a reload."""
+    """What the handlers need; a reload replaces `config` and what is made of it."""
 
     config: Config
     targets: TargetList
@@ -61,20 +56,24 @@ class ReportInterface:
     clock: AnchoredClock
     agents: dict[str, AgentState]
     locks: dict[str, asyncio.Lock]
+    nodes: dict[str, NodeState] = field(default_factory=dict)
     refused: int = 0
+    nodes_refused: int = 0
     log_limit: LogLimit = field(default_factory=LogLimit)
 
-    def complain(self, event: str, agent: str, **more: object) -> None:
-        """Log what somebody did wrong, once a minute for each event and agent: it must not fill the log."""
-        held_back = self.log_limit.pass_through(f"{event} {agent[:64]}", self.clock.now())
+    def complain(self, event: str, *, agent: str = "", node: str = "", **more: object) -> None:
+        """Log what an agent or a node did wrong, once a minute for each event and name: it must not fill the log."""
+        who = {"agent": agent[:64]} if agent else {"node": node[:64]}
+        held_back = self.log_limit.pass_through(f"{event} {who}", self.clock.now())
         if held_back is not None:
-            _log.warning(event, agent=agent[:64], same_before=held_back, **more)
+            _log.warning(event, **who, same_before=held_back, **more)
 
     def reload(self, config: Config) -> None:
-        """Serve another configuration; agents that it no longer names are refused from now on."""
+        """Serve another configuration; agents and nodes that it no longer names are refused from now on."""
         self.config = config
         self.targets = make_targets(config)
         self.agents = {name: self.agents.get(name, AgentState(name)) for name in config.agents}
+        self.nodes = {name: self.nodes.get(name, NodeState(name)) for name in config.nodes}
 
 
 def make_report_app(api: ReportInterface) -> web.Application:
@@ -87,8 +86,8 @@ def make_report_app(api: ReportInterface) -> web.Application:
             api.refused += 1
             # One line for all unknown names: they are free to make up.
             known = name if name in api.config.agents else "(unknown)"
-            api.complain("agent_refused", known, address=request.remote, why="unknown name or wrong token")
-            raise _unauthorized()
+            api.complain("agent_refused", agent=known, address=request.remote, why="unknown name or wrong token")
+            raise unauthorized("agent")
         state = api.agents.setdefault(name, AgentState(name))
         state.address = request.remote or ""
         return state
@@ -102,16 +101,11 @@ def make_report_app(api: ReportInterface) -> web.Application:
 
     async def samples(request: web.Request) -> web.Response:
         state = agent_of(request)
-        with _under_way(state):
+        with under_way(state):
             try:
-                async with asyncio.timeout(_READ_TIMEOUT_S):
-                    body = await request.read()
-            except TimeoutError:
-                raise web.HTTPRequestTimeout(text="the report did not come in time\n") from None
-            try:
-                report = decode(SampleReport, body)
+                report = await read_report(request, SampleReport)
             except MessageError as error:
-                api.complain("report_refused", state.name, why=str(error))
+                api.complain("report_refused", agent=state.name, why=str(error))
                 raise web.HTTPBadRequest(text=f"{error}\n") from None
             # One report of an agent at a time: a repeated one must find what the first has stored.
             async with api.locks.setdefault(state.name, asyncio.Lock()):
@@ -120,43 +114,20 @@ def make_report_app(api: ReportInterface) -> web.Application:
     app = web.Application(client_max_size=api.config.report.max_body)
     heed_silence(app)
     app.add_routes([web.get("/v1/targets", targets), web.post("/v1/samples", samples)])
+    add_stamp_route(app, api)
     return app
-
-
-def _unauthorized() -> web.HTTPUnauthorized:
-    refusal = web.HTTPUnauthorized(
-        text="unknown agent or wrong token: see `agents` in the appliance's configuration\n",
-        headers={"WWW-Authenticate": "Bearer"},
-    )
-    refusal.force_close()
-    return refusal
-
-
-@contextlib.contextmanager
-def _under_way(state: AgentState) -> Iterator[None]:
-    if state.under_way >= _MOST_UNDER_WAY:
-        raise _too_many("one report after the other, please", _RETRY_S)
-    state.under_way += 1
-    try:
-        yield
-    finally:
-        state.under_way -= 1
-
-
-def _too_many(text: str, retry_s: float) -> web.HTTPTooManyRequests:
-    return web.HTTPTooManyRequests(text=f"{text}\n", headers={"Retry-After": f"{retry_s:.0f}"})
 
 
 async def _store(api: ReportInterface, state: AgentState, report: SampleReport) -> web.Response:
     agent = api.config.agents.get(state.name)
     if agent is None:
         # A reload removed it while its report was on the way or waited for its turn.
-        raise _unauthorized()
+        raise unauthorized("agent")
     if not state.admits(report.incarnation, api.clock.now()):
         api.complain(
-            "incarnations_refused", state.name, why="it draws a new one for each report: does it lose its disk?"
+            "incarnations_refused", agent=state.name, why="it draws a new one for each report: does it lose its disk?"
         )
-        raise _too_many("too many incarnations of this agent", NEW_INCARNATION_EVERY_S)
+        raise too_many("too many incarnations of this agent", NEW_INCARNATION_EVERY_S)
     accepted = accept_report(report, agent, state, api.clock.now())
     source = f"{state.name}/{report.incarnation}"
     try:
@@ -164,7 +135,7 @@ async def _store(api: ReportInterface, state: AgentState, report: SampleReport) 
     except BusUnavailable as error:
         api.steerer.take_unstored(accepted)
         _log.error("samples_not_stored", agent=state.name, why=str(error))
-        raise web.HTTPServiceUnavailable(text=f"{error}\n", headers={"Retry-After": str(_RETRY_S)}) from None
+        raise not_stored(error) from None
     new = accepted[len(accepted) - done.accepted :] if done.accepted else []
     if new:
         # A hole in the numbers is what the agent's full spool had to drop.

@@ -33,6 +33,7 @@ from nearpath.ingest import AgentState
 from nearpath.loading import Loaded, load, make_tls_context
 from nearpath.metrics import register_metrics
 from nearpath.silence import close_silent
+from nearpath.stamps import NodeState
 from nearpath.steerer import ADMIN_PREFIX, Steerer
 from policy.engine import SteeringEngine
 from policy.table import ALIVE_EVERY_S, ALIVE_KEY, TABLE_KEY, SteeringTable, dump_services
@@ -101,7 +102,8 @@ class Appliance:
         keeper = asyncio.create_task(self._keep_tables(), name="table-keeper")
         push(_cancelled, keeper)
         agents = {name: AgentState(name) for name in config.agents}
-        self.api = ReportInterface(config, make_targets(config), self.bus, self.steerer, self.clock, agents, {})
+        nodes = {name: NodeState(name) for name in config.nodes}
+        self.api = ReportInterface(config, make_targets(config), self.bus, self.steerer, self.clock, agents, {}, nodes)
         register_metrics(self.registry, self)
         await self._listen()
         self.ready = True

@@ -60,7 +60,7 @@ def up(
 
 @app.command()
 def status(config: ConfigFile = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
-    """Show mirrors x regions: RTT, loss, age, state, choice; and the agents."""
+    """Show mirrors x regions: RTT, loss, age, state, choice; the agents; and how fresh each mirror's content is."""
     picture = ask(config, "GET", "/v1/status")
     if as_json:
         _print_json(picture)
@@ -138,10 +138,10 @@ def config_schema(
 def agent_token(
     file: Annotated[Path | None, typer.Option(help="Write the token here (mode 0600), not to the screen.")] = None,
 ) -> None:
-    """Draw a token for a probe agent; prints the line for the appliance's configuration."""
+    """Draw a token for a probe agent or a mirror node's syncd; prints the line for the appliance's configuration."""
     token = secrets.token_urlsafe(32)
     if file is None:
-        console.print(f"token (for the agent's token_file): {token}", soft_wrap=True)
+        console.print(f"token (for the token_file of the agent or of syncd): {token}", soft_wrap=True)
     else:
         try:
             file.touch(mode=0o600, exist_ok=False)
@@ -151,7 +151,10 @@ def agent_token(
                 f"cannot write {file}: {error.strerror}", "name a new file in a writable folder"
             ) from None
         console.print(f"token written to {file}", soft_wrap=True)
-    console.print(f"for the appliance's configuration:  token_sha256: {token_sha256(token)}", soft_wrap=True)
+    console.print(
+        f"for the appliance's configuration, under agents or nodes:  token_sha256: {token_sha256(token)}",
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -34,7 +34,7 @@ from nearpath.doctor_finding import Area, Finding
 from nearpath.doctor_host import control_peer, local_addresses
 from nearpath.doctor_parent import World, make_resolver
 from nearpath.doctor_ports import check_capability, check_ping, check_ports
-from nearpath.doctor_running import Picture, check_agents, check_appliance, check_clock, check_mirrors
+from nearpath.doctor_running import Picture, check_agents, check_appliance, check_clock, check_mirrors, check_nodes
 from nearpath.doctor_zone import OwnZone, read_own_zones
 
 __all__ = ["Finding", "examine", "show_findings"]
@@ -82,6 +82,7 @@ def _examine(
     if picture is not None:
         yield from check_appliance(picture)
         yield from check_agents(config, picture)
+        yield from check_nodes(picture)
         yield from check_mirrors(picture)
     zones = read_own_zones(config)
     if pid:
@@ -96,7 +97,7 @@ def _check_rights(config_file: Path, config: Config, account: Account) -> Iterat
         yield from check_tls(config.report.tls, account)
     elif any(not listen.startswith(("127.", "[::1]")) for listen in config.report.listen):
         yield Area("TLS").note(
-            "agents report without TLS: their tokens can be read on the way",
+            "agents and nodes report without TLS: their tokens can be read on the way",
             "set report.tls (docs/operations.md), or reach the appliance through a tunnel",
         )
     if any(check.kind == "icmp" for check in config.checks.values()):

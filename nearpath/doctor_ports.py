@@ -75,6 +75,10 @@ def check_ports(config: Config, pid: int, *, dns_elsewhere: bool = False) -> Ite
         yield _AREA.good(f"all {len(here)} sockets are the appliance's (pid {pid})")
     if not wanted_reports(config) and config.agents:
         yield _AREA.bad("agents are configured, but report.listen is empty", "give it an address: agents report there")
+    if not wanted_reports(config) and config.nodes:
+        yield _AREA.bad(
+            "nodes are configured, but report.listen is empty", "give it an address: syncd sends stamps there"
+        )
 
 
 def wanted_reports(config: Config) -> bool:

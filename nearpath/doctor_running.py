@@ -13,6 +13,7 @@ from nearpath.doctor_host import clock_synchronised
 
 _APPLIANCE = Area("appliance")
 _AGENTS = Area("agents")
+_NODES = Area("nodes")
 _MIRRORS = Area("mirrors")
 _CLOCK = Area("clock")
 
@@ -120,6 +121,32 @@ def _agent(agent: Mapping[str, Any], silent_s: float, just_started: bool) -> Ite
         )
 
 
+def check_nodes(picture: Picture) -> Iterator[Finding]:
+    """Mirror nodes that send no stamps, and trees that are empty or stalled."""
+    just_started = float(picture["appliance"]["uptime_s"]) < _SILENT_AT_LEAST_S
+    look = "on that node: `systemctl status syncd`, its log; its token and name as under `nodes` here"
+    stamps: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for stamp in picture["stamps"]:
+        stamps[stamp["node"]].append(stamp)
+    for node in picture["nodes"]:
+        name, heard_s = f"node {node['node']} ({', '.join(node['mirrors'])})", node["heard_age_s"]
+        if heard_s is None and just_started:
+            yield _NODES.note(f"{name} has not been heard since the start a moment ago", "try again in a minute")
+        elif heard_s is None:
+            yield _NODES.bad(f"{name} was never heard since the appliance's start", look)
+        elif heard_s > _SILENT_AT_LEAST_S:
+            yield _NODES.bad(f"{name} is silent for {format_duration(heard_s)}: the lag of its content grows", look)
+        else:
+            count = len({stamp["tree"] for stamp in stamps[node["node"]]})
+            yield _NODES.good(f"{name} heard {format_duration(heard_s)} ago, trees: {count}")
+        for state in ("empty", "stalled"):
+            trees = {stamp["tree"] for stamp in stamps[node["node"]] if stamp["state"] == state}
+            if trees:
+                yield _NODES.bad(
+                    f"{name}: {state}: {some(sorted(trees))}", "`syncd status` on that node tells what it waits for"
+                )
+
+
 def _unwatched_regions(config: Config) -> list[str]:
     """Configured regions that hold clients and have no agent in themselves or below."""
     watched: set[str] = set()
@@ -164,7 +191,9 @@ def _service(name: str, catchments: Sequence[Mapping[str, Any]]) -> Iterator[Fin
         yield _MIRRORS.bad(
             f"{name} fails open in {some([c['catchment'] for c in open_ones])}: step {' and '.join(why)} left no mirror, "
             "so all are answered as if they were good",
-            "bring one mirror back (`nearpath status`); when all are up in truth, see the check and the agents' hosts",
+            "bring one mirror back (`nearpath status`); when all are up in truth, see the check and the agents' hosts"
+            if not set(why) <= {"content", "fresh"}
+            else "see the stamps in `nearpath status`, `syncd status` on the nodes; is max_lag or min_version too strict?",
         )
     fallen: dict[str, list[str]] = defaultdict(list)
     for catchment in catchments:

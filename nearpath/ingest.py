@@ -7,8 +7,9 @@ import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from core.config import Agent
+from core.config import Agent, Node
 from core.messages import PathSample, SampleReport
 
 CLOCK_JUMP_S = 1.0
@@ -22,23 +23,25 @@ NEW_INCARNATION_EVERY_S = 10.0
 
 _NO_TOKEN = hashlib.sha256(b"no agent has this token").hexdigest()
 
+Known = TypeVar("Known", Agent, Node)
+
 
 def token_sha256(token: str) -> str:
-    """What the configuration keeps of an agent's token."""
+    """What the configuration keeps of a token."""
     # A header may hold bytes that are no UTF-8, which aiohttp hands on as lone surrogates.
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def authenticate(name: str, authorization: str, agents: Mapping[str, Agent]) -> Agent | None:
-    """The agent that `name` and its bearer token belong to, or None.
+def authenticate(name: str, authorization: str, known: Mapping[str, Known]) -> Known | None:
+    """The agent or node that `name` and its bearer token belong to, or None.
 
     Takes the same time for a wrong token and an unknown name, so that names cannot be found out.
     """
     scheme, _space, token = authorization.partition(" ")
-    agent = agents.get(name)
-    expected = agent.token_sha256 if agent is not None else _NO_TOKEN
+    entry = known.get(name)
+    expected = entry.token_sha256 if entry is not None else _NO_TOKEN
     same = hmac.compare_digest(token_sha256(token.strip()), expected)
-    return agent if same and scheme.lower() == "bearer" else None
+    return entry if same and scheme.lower() == "bearer" else None
 
 
 @dataclass(slots=True)

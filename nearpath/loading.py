@@ -16,6 +16,9 @@ from probes.schedule import worst_case_down_s
 
 _Stamp = tuple[int, int, int]
 
+LEAST_MAX_LAG_S = 15.0
+"""Twice the 7 s that an idle node's lag may show, and a little: one lost report must not leave a fresh mirror out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -39,7 +42,7 @@ def load(config: Config, older: Loaded | None = None) -> Loaded:
     _check_region_names(config, names.regions)
     if config.report.tls:
         make_tls_context(config.report.tls)
-    warnings = (*names.warnings, *_slow_checks(config))
+    warnings = (*names.warnings, *_slow_checks(config), *_odd_freshness(config))
     return Loaded(config, names.zones, make_plan(config, names.regions), warnings, stamps)
 
 
@@ -72,6 +75,27 @@ def _slow_checks(config: Config) -> list[str]:
                 f"check {name}: a dead mirror may be answered for {worst_s:.1f} s, more than {fall} intervals + 1 s: "
                 f"make its timeout at most 60% of its interval"
             )
+    return found
+
+
+def _odd_freshness(config: Config) -> list[str]:
+    """Services that would leave out mirrors whose content is as fresh as can be told."""
+    stamped = {mirror for node in config.nodes.values() for mirror in node.mirrors}
+    found = []
+    for owner, service in config.services.items():
+        if service.max_lag is not None and service.max_lag < LEAST_MAX_LAG_S:
+            found.append(
+                f"service {owner}: max_lag {service.max_lag:g}s is short: a node that is idle reports a lag of up to its "
+                f"poll time of 5 s plus the report interval 2 s, and reports may be late: make it {LEAST_MAX_LAG_S:g}s"
+            )
+        unknown = [mirror for mirror in service.mirrors if mirror not in stamped]
+        if unknown and (service.max_lag is not None or service.min_version is not None):
+            found.append(
+                f"service {owner}: it asks for fresh content, and no node sends stamps for {', '.join(unknown)}: they are "
+                f"left out while another mirror is fresh: name them under nodes"
+            )
+        elif service.tree and not stamped.intersection(service.mirrors):
+            found.append(f"service {owner}: tree {service.tree} means nothing: no node sends stamps for its mirrors")
     return found
 
 

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from policy.freshness import STATES, lag_at
 from policy.table import Quality
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class _Collector(Collector):
         """All families."""
         yield from self._whole()
         yield from self._agents()
+        yield from self._nodes()
+        yield from self._stamps()
         yield from self._catchments()
 
     def _whole(self) -> Iterator[Metric]:
@@ -48,7 +51,9 @@ class _Collector(Collector):
         yield _counter("nearpath_decision_failures", "decision passes that raised", steerer.failures)
         yield _counter("nearpath_samples_repeated", "samples left out as repeated", steerer.repeated)
         yield _counter("nearpath_samples_unknown", "samples of paths not configured", engine.unknown_samples)
-        yield _counter("nearpath_agents_refused", "requests with a bad name or token", self._appliance.api.refused)
+        api = self._appliance.api
+        yield _counter("nearpath_agents_refused", "requests with a bad name or token", api.refused)
+        yield _counter("nearpath_nodes_refused", "stamp reports with a bad name or token", api.nodes_refused)
 
     def _agents(self) -> Iterator[Metric]:
         now = self._appliance.clock.now()
@@ -66,6 +71,36 @@ class _Collector(Collector):
             if state.skew_s is not None:
                 skew.add_metric([name], state.skew_s)
         yield from (samples, missing, quarantined, age, skew)
+
+    def _nodes(self) -> Iterator[Metric]:
+        now = self._appliance.clock.now()
+        stamps = CounterMetricFamily("nearpath_stamps", "stamps taken in and stored", labels=["node"])
+        age = GaugeMetricFamily("nearpath_node_age_seconds", "since the mirror node was heard", labels=["node"])
+        skew = GaugeMetricFamily("nearpath_node_clock_skew_seconds", "node's clock minus ours", labels=["node"])
+        for name, state in self._appliance.api.nodes.items():
+            stamps.add_metric([name], state.stamps)
+            if state.heard_s is not None:
+                age.add_metric([name], now - state.heard_s)
+            if state.skew_s is not None:
+                skew.add_metric([name], state.skew_s)
+        yield from (stamps, age, skew)
+
+    def _stamps(self) -> Iterator[Metric]:
+        now, labels = self._appliance.clock.now(), ["mirror", "tree"]
+        words = ", ".join(f"{i} {state}" for i, state in enumerate(STATES))
+        lag = GaugeMetricFamily("nearpath_sync_lag_seconds", "how far the content is behind", labels=labels)
+        version = GaugeMetricFamily("nearpath_sync_version", "version of the content", labels=labels)
+        state = GaugeMetricFamily("nearpath_sync_state", f"state of the content: {words}", labels=labels)
+        busy = GaugeMetricFamily("nearpath_sync_busy", "1 while the node takes in much content", labels=labels)
+        age = GaugeMetricFamily("nearpath_sync_stamp_age_seconds", "age of the stamp", labels=labels)
+        for stamp in self._appliance.steerer.engine.stamps():
+            key = [stamp.mirror, stamp.tree]
+            lag.add_metric(key, lag_at(stamp, now))
+            version.add_metric(key, stamp.version)
+            state.add_metric(key, STATES.index(stamp.state))
+            busy.add_metric(key, int(stamp.busy))
+            age.add_metric(key, max(0.0, now - stamp.taken_s))
+        yield from (lag, version, state, busy, age)
 
     def _catchments(self) -> Iterator[Metric]:
         labels = ["service", "family", "catchment"]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from core.messages import SyncStamp
 from policy.engine import SteeringEngine, Unit
 from policy.estimate import PathEstimator
 from policy.evidence import Candidate
+from policy.freshness import lag_at
 
 if TYPE_CHECKING:
     from nearpath.appliance import Appliance
 
 
 def make_picture(appliance: Appliance) -> dict[str, Any]:
-    """Appliance, agents, mirrors, and per service, family and catchment every mirror's RTT, loss, age, state, choice."""
+    """Appliance, agents, nodes with their stamps, mirrors; per catchment every mirror's RTT, loss, age, state, choice."""
     now = appliance.clock.now()
     engine, steerer = appliance.steerer.engine, appliance.steerer
     return {
@@ -49,6 +51,18 @@ def make_picture(appliance: Appliance) -> dict[str, Any]:
             }
             for name, state in sorted(appliance.api.agents.items())
         ],
+        "nodes": [
+            {
+                "node": name,
+                "mirrors": list(appliance.config.nodes[name].mirrors),
+                "heard_age_s": None if node.heard_s is None else now - node.heard_s,
+                "clock_skew_s": node.skew_s,
+                "stamps": node.stamps,
+                "address": node.address,
+            }
+            for name, node in sorted(appliance.api.nodes.items())
+        ],
+        "stamps": [_stamp(stamp, now) for stamp in engine.stamps()],
         "mirrors": [
             {
                 "mirror": name,
@@ -64,6 +78,20 @@ def make_picture(appliance: Appliance) -> dict[str, Any]:
 def _newest_age(engine: SteeringEngine, agent: str, now: float) -> float | None:
     newest = max((path.taken_s for key, path in engine.paths.items() if key[0] == agent and path.count), default=None)
     return None if newest is None else max(0.0, now - newest)
+
+
+def _stamp(stamp: SyncStamp, now: float) -> dict[str, Any]:
+    return {
+        "mirror": stamp.mirror,
+        "tree": stamp.tree,
+        "node": stamp.node,
+        "version": stamp.version,
+        "root_hash": stamp.root_hash,
+        "lag_s": lag_at(stamp, now),
+        "state": stamp.state,
+        "busy": stamp.busy,
+        "age_s": max(0.0, now - stamp.taken_s),
+    }
 
 
 def _catchment(engine: SteeringEngine, index: int, unit: Unit, now: float) -> dict[str, Any]:
@@ -106,5 +134,8 @@ def _mirror(candidate: Candidate, unit: Unit, rank: int, eligible: bool, now: fl
         "loss_ratio": max(losses) if losses else None,
         "age_s": None if candidate.taken_s is None else max(0.0, now - candidate.taken_s),
         "quality": candidate.quality.label,
-        "lag_s": candidate.lag_s,
+        "lag_s": candidate.sync.lag_s,
+        "version": candidate.sync.version,
+        "sync_state": candidate.sync.state,
+        "busy": candidate.busy,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +113,12 @@ class Steerer:
         for sample in samples:
             self._take(sample)
 
+    def take_stamps(self, stamps: Iterable[SyncStamp]) -> None:
+        """Take stamps, stored or not: the last word on a tree counts, however often it is said."""
+        for stamp in stamps:
+            if self.engine.set_stamp(stamp):
+                self._urgent.set()
+
     # -- what the bus hands over
 
     def _take_stored(self, position: int, body: bytes) -> None:
@@ -155,14 +161,20 @@ class Steerer:
         self._urgent.set()
 
     def _take_stamp(self, key: str, value: Value | None) -> None:
+        mirror, _slash, tree = key.removeprefix(STAMP_PREFIX).partition("/")
         if value is None:
+            self.engine.drop_stamp(mirror, tree)
+            self._urgent.set()
             return
         try:
             stamp = decode(SyncStamp, value.body)
-            # A stamp ages from now at the latest: one of the future would stay fresh without a node behind it.
-            self.engine.set_stamp(replace(stamp, taken_s=min(stamp.taken_s, self._clock.now())))
+            if (stamp.mirror, stamp.tree) != (mirror, tree):
+                raise MessageError("not the stamp of its key", f"it is of {stamp.mirror}/{stamp.tree}")
         except MessageError as error:
             _log.error("stamp_damaged", key=key, why=str(error))
+            return
+        # A stamp ages from now at the latest: one of the future would stay fresh without a node behind it.
+        self.take_stamps([replace(stamp, taken_s=min(stamp.taken_s, self._clock.now()))])
 
     # -- deciding
 
@@ -221,8 +233,16 @@ class Steerer:
             kept = await self._bus.get(_STATE_KEY)
             upto = json.loads(kept.body.partition(b"\n")[2])["position"] if kept else 0
             await self._bus.trim(SAMPLES, upto=upto, older_than_s=now - self._history_s)
+            await self._delete_strange_stamps()
         except BusUnavailable as error:
             self._note_bus(str(error))
+
+    async def _delete_strange_stamps(self) -> None:
+        """Delete stored stamps that do not count: of mirrors and nodes that the configuration no longer names."""
+        for key in await self._bus.items(STAMP_PREFIX):
+            mirror, _slash, tree = key.removeprefix(STAMP_PREFIX).partition("/")
+            if all(stamp.tree != tree for stamp in self.engine.stamps_of(mirror)):
+                await self._bus.delete(key)
 
     def _note_bus(self, error: str) -> None:
         if error and error != self.bus_error:

@@ -11,14 +11,20 @@ from rich.text import Text
 from core.units import format_duration
 
 _STATE_STYLE = {"up": "green", "down": "red", "damped": "yellow", "drained": "magenta", "unknown": "dim"}
+_SYNC_STYLE = {"fresh": "green", "syncing": "yellow", "stalled": "red", "empty": "bold red"}
+_LATE_STAMP_S = 30.0
 _QUALITY_STYLE = {"live": "green", "stale": "yellow", "predicted": "yellow", "table": "yellow", "static": "red"}
 
 
 def show_status(console: Console, picture: dict[str, Any]) -> None:
-    """Print a status picture: the appliance's state, its agents, then for each service mirrors x regions."""
+    """Print a status picture: the appliance, its agents, the stamps of mirrors, then for each service mirrors x regions."""
     console.print(_heading(picture["appliance"]))
     if picture["agents"]:
         console.print(_agents(picture["agents"]))
+    # A node that never sent one is seen too: its mirrors may be left out because of that.
+    silent = [node for node in picture["nodes"] if node["heard_age_s"] is None]
+    if picture["stamps"] or silent:
+        console.print(_stamps(picture["stamps"], silent))
     services: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for catchment in picture["catchments"]:
         services.setdefault((catchment["service"], catchment["family"]), []).append(catchment)
@@ -59,6 +65,32 @@ def _agents(agents: list[dict[str, Any]]) -> Table:
             "-" if agent["clock_skew_s"] is None else f"{agent['clock_skew_s']:+.2f} s",
             str(agent["missing"]),
         )
+    return table
+
+
+def _stamps(stamps: list[dict[str, Any]], silent: list[dict[str, Any]]) -> Table:
+    table = Table(title="stamps", title_justify="left", box=None, pad_edge=False)
+    for column in ("mirror", "tree", "version", "lag", "state", "age", "node"):
+        table.add_column(column)
+    for stamp in stamps:
+        state = Text(stamp["state"], style=_SYNC_STYLE[stamp["state"]])
+        if stamp["busy"]:
+            state.append(" busy", style="yellow")
+        late = stamp["age_s"] > _LATE_STAMP_S
+        table.add_row(
+            stamp["mirror"],
+            stamp["tree"],
+            str(stamp["version"]),
+            format_duration(stamp["lag_s"]),
+            state,
+            Text(format_duration(stamp["age_s"]), style="red" if late else ""),
+            stamp["node"] or "-",
+        )
+    stamped = {stamp["mirror"] for stamp in stamps}
+    for node in silent:
+        for mirror in node["mirrors"]:
+            if mirror not in stamped:
+                table.add_row(mirror, "-", "-", "-", Text("never heard", style="red"), "-", node["node"])
     return table
 
 
@@ -116,7 +148,23 @@ def show_explanation(console: Console, story: dict[str, Any]) -> None:
             f"            decided together with {story['catchment']}: nothing tells them apart", highlight=False
         )
     table = Table(box=None, pad_edge=False)
-    for column in ("", "mirror", "up", "votes", "RTT", "±", "loss cost", "seen from", "age", "quality", "why"):
+    # Without any stamp there is nothing to say of content.
+    synced = any(c["sync_state"] for c in story["candidates"])
+    content = ["content"] if synced else []
+    for column in (
+        "",
+        "mirror",
+        "up",
+        "votes",
+        "RTT",
+        "±",
+        "loss cost",
+        "seen from",
+        "age",
+        "quality",
+        *content,
+        "why",
+    ):
         table.add_column(column, no_wrap=column != "why")
     for c in story["candidates"]:
         up = {True: Text("up", "green"), False: Text("down", "red"), None: Text("unknown", "dim")}[c["up"]]
@@ -131,6 +179,7 @@ def show_explanation(console: Console, story: dict[str, Any]) -> None:
             c["measured_from"],
             _age(c["age_s"]),
             Text(c["quality"], _QUALITY_STYLE[c["quality"]]),
+            *([_content(c)] if synced else []),
             c["reason"],
         )
     console.print(table)
@@ -151,3 +200,15 @@ def show_explanation(console: Console, story: dict[str, Any]) -> None:
     if story["note"]:
         quality.append(f"  (clients with EDNS are told: {story['note']})")
     console.print(quality)
+
+
+def _content(candidate: dict[str, Any]) -> Text:
+    """What the stamps say, such as `fresh v12 lag 3s`."""
+    state = candidate["sync_state"]
+    if not state:
+        return Text("-")
+    text = Text(state, style=_SYNC_STYLE[state])
+    text.append(f" v{candidate['version']} lag {format_duration(candidate['lag_s'])}", style="")
+    if candidate["busy"]:
+        text.append(" busy", style="yellow")
+    return text

@@ -4,9 +4,10 @@
 |------------|-------------------------------------------------------------------------------|---------------------|
 | admin      | drained mirrors leave                                                         | all stay, said so   |
 | up         | mirrors that are down from here leave (not yet known counts as up)            | all stay, said so   |
+| content    | mirrors whose node says that it holds no content leave, whatever is asked     | all stay, said so   |
 | fresh      | mirrors whose stamp is too old, too low or missing leave (if the service asks) | all stay, said so   |
 | preference | higher local preference first                                                 |                     |
-| capacity   | mirrors that report a load above their limit go behind the others             |                     |
+| capacity   | mirrors with a load above their limit, or busy taking in content, go behind   |                     |
 | rtt        | lower score first (RTT + what proved loss costs); a difference below the margin is none |           |
 | distance   | neither measured: the one nearer in the region tree first                     |                     |
 | cost       | lower cost first                                                              |                     |
@@ -83,14 +84,13 @@ def _votes(candidate: Candidate) -> str:
 
 
 def _staleness(candidate: Candidate) -> str:
-    return (
-        "no sync stamp" if candidate.lag_s is None else f"content lags {candidate.lag_s:.0f} s or is of an old version"
-    )
+    return candidate.sync.why
 
 
 _FILTERS: tuple[tuple[str, Callable[[Candidate], bool], _Reason], ...] = (
     ("admin", lambda c: not c.drained, lambda _c: "drained"),
     ("up", lambda c: c.up is not False, _votes),
+    ("content", lambda c: not c.empty, _staleness),
     ("fresh", lambda c: c.fresh, _staleness),
 )
 
@@ -311,7 +311,7 @@ def _why_behind(first: Candidate, other: Candidate, step: str, rules: Steering) 
         case "preference":
             return f"preference {other.preference}, {first.name} has {first.preference}"
         case "capacity":
-            return "reports a load above its limit"
+            return "busy taking in new content" if other.busy else "reports a load above its limit"
         case "rtt" if first.score_s is not None and other.score_s is not None:
             gap_ms = (other.score_s - first.score_s) * 1000
             need_ms = margin(first, other, rules) * 1000

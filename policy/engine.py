@@ -7,7 +7,8 @@ stale and challengers ripe), and stores `dump()` together with the stream positi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from core.messages import MirrorAdmin, PathSample, SyncStamp
 from policy.decide import Decision, Memory, Trace, decide
 from policy.estimate import PathEstimator
 from policy.evidence import Candidate, Facts, PathKey, Predictor, Watched, gather, watch
+from policy.freshness import Freshness, judge
 from policy.plan import FAMILIES, Catchment, ServicePlan, SteeringPlan
 from policy.table import Quality, Row, SteeredService, SteeringTable
 
@@ -61,7 +63,8 @@ class SteeringEngine:
         self._predictor = predictor
         self.paths: dict[PathKey, PathEstimator] = {}
         self._drained: dict[str, bool] = {}
-        self._stamps: dict[tuple[str, str], SyncStamp] = {}
+        self._stamps: dict[str, dict[str, SyncStamp]] = {}
+        self._busy_s: dict[str, float] = {}
         self.units = tuple(self._unit(c) for c in plan.catchments)
         self._memories = [Memory() for _ in self.units]
         self.decisions: list[Decision | None] = [None for _ in self.units]
@@ -106,14 +109,37 @@ class SteeringEngine:
         else:
             self._drained[mirror] = admin.drained
 
-    def set_stamp(self, stamp: SyncStamp) -> None:
-        """How fresh a mirror's tree is."""
-        self._stamps[stamp.mirror, stamp.tree] = stamp
+    def set_stamp(self, stamp: SyncStamp) -> bool:
+        """How fresh a mirror's tree is; True when that is news which is worth deciding at once.
+
+        A stamp of a mirror, or from a node, that the plan does not name does not count.
+        """
+        if stamp.mirror not in self.plan.mirrors or stamp.node not in ("", self.plan.nodes.get(stamp.mirror)):
+            return False
+        by_tree = self._stamps.setdefault(stamp.mirror, {})
+        last, by_tree[stamp.tree] = by_tree.get(stamp.tree), stamp
+        if stamp.busy:
+            self._busy_s[stamp.mirror] = max(stamp.taken_s, self._busy_s.get(stamp.mirror, -math.inf))
+        return last is None or (last.state, last.busy, last.version) != (stamp.state, stamp.busy, stamp.version)
+
+    def drop_stamp(self, mirror: str, tree: str) -> None:
+        """Forget what was said of a tree."""
+        self._stamps.get(mirror, {}).pop(tree, None)
+
+    def stamps(self) -> list[SyncStamp]:
+        """All that count, by mirror and tree."""
+        return [by_tree[tree] for _mirror, by_tree in sorted(self._stamps.items()) for tree in sorted(by_tree)]
+
+    def stamps_of(self, mirror: str) -> Collection[SyncStamp]:
+        """Those of one mirror."""
+        return self._stamps.get(mirror, {}).values()
 
     def adopt(self, older: SteeringEngine) -> None:
         """Take over from the engine of an older plan what its dump does not hold: what was said of mirrors."""
         self._drained = dict(older._drained)
-        self._stamps = dict(older._stamps)
+        for stamp in older.stamps():
+            self.set_stamp(stamp)
+        self._busy_s = {mirror: busy_s for mirror, busy_s in older._busy_s.items() if mirror in self._stamps}
         self.unknown_samples = older.unknown_samples
 
     # -- what goes out
@@ -124,7 +150,7 @@ class SteeringEngine:
         Mirrors that change places behind the answered ones change no answer: the `mirrors` of a kept row are as of its
         last change; `decisions` holds the newest order.
         """
-        facts = Facts(self._drained, self._stamps)
+        facts = self._facts(self.plan.services.values(), now)
         changed = False
         for i, unit in enumerate(self.units):
             decision = decide(self._gather(unit, facts, now), self._memories[i], self.plan.steering, now)
@@ -138,6 +164,18 @@ class SteeringEngine:
             self.generation += 1
             self.table = SteeringTable(self.generation, now, self.plan.regions, self._services())
         return self.table
+
+    def _facts(self, services: Iterable[ServicePlan], now: float) -> Facts:
+        """Freshness is asked for once for each service and mirror, not in each of the many catchments."""
+        freshness: dict[tuple[str, str], Freshness] = {}
+        for service in services:
+            asks = service.asks_freshness
+            for mirror in service.mirrors if asks or self._stamps else ():
+                stamps, busy_s = self.stamps_of(mirror), self._busy_s.get(mirror, -math.inf)
+                if asks or stamps:
+                    word = judge(stamps, service, now, busy_s, self.plan.steering.dwell)
+                    freshness[service.owner, mirror] = word
+        return Facts(self._drained, freshness)
 
     def _gather(self, unit: Unit, facts: Facts, now: float) -> list[Candidate]:
         return gather(
@@ -158,13 +196,14 @@ class SteeringEngine:
             return None
         unit = self.units[i]
         trace = Trace()
-        candidates = self._gather(unit, Facts(self._drained, self._stamps), now)
+        candidates = self._gather(unit, self._facts([unit.service], now), now)
         decision = decide(candidates, self._memories[i], self.plan.steering, now, trace)
         return Examination(unit, candidates, decision, trace)
 
     def candidates(self, index: int, now: float) -> list[Candidate]:
         """What is known of the mirrors of the catchment `units[index]` as of `now`."""
-        return self._gather(self.units[index], Facts(self._drained, self._stamps), now)
+        unit = self.units[index]
+        return self._gather(unit, self._facts([unit.service], now), now)
 
     def drained(self, mirror: str) -> bool:
         """Is the mirror administratively down, by an operator's last word or else by the configuration?"""
@@ -317,6 +356,7 @@ def make_row(unit: Unit, decision: Decision) -> Row:
 _FAIL_OPEN_NOTES = {
     "admin": "all mirrors are drained",
     "up": "all mirrors are down from here",
+    "content": "all mirrors say that they are empty",
     "fresh": "no mirror has fresh content",
 }
 

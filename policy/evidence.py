@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from core.config import Steering
-from core.messages import SyncStamp
 from policy.estimate import PathEstimator, PathState
+from policy.freshness import Freshness
 from policy.plan import Catchment, MirrorPlan, ServicePlan, SteeringPlan
 from policy.table import Quality
 
@@ -49,16 +49,23 @@ class Watched:
     levels: tuple[tuple[Vantage, ...], ...]
 
 
+_NO_WORD = Freshness()
+
+
 class Candidate:
-    """What is known of one mirror when a decision is made. Plain slots: thousands are made in one pass."""
+    """What is known of one mirror when a decision is made. Plain slots: thousands are made in one pass.
+
+    `full` sends it behind the others: it reports too much load, or (then `busy` too) takes in much content.
+    """
 
     __slots__ = (
+        "busy",
         "distance",
         "drained",
+        "empty",
         "fresh",
         "full",
         "jitter_se_s",
-        "lag_s",
         "loss_cost_s",
         "mirror",
         "name",
@@ -69,6 +76,7 @@ class Candidate:
         "rtt_s",
         "score_s",
         "se_s",
+        "sync",
         "taken_s",
         "up",
         "up_level",
@@ -96,16 +104,18 @@ class Candidate:
         self.taken_s: float | None = None
         self.quality = Quality.STATIC
         self.fresh = True
-        self.lag_s: float | None = None
+        self.empty = False
+        self.sync = _NO_WORD
         self.full = False
+        self.busy = False
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What operators and daemons have said about mirrors, beside the samples."""
+    """What operators and daemons have said about mirrors, beside the samples; `freshness` by (service, mirror)."""
 
     drained: Mapping[str, bool]
-    stamps: Mapping[tuple[str, str], SyncStamp]
+    freshness: Mapping[tuple[str, str], Freshness]
 
 
 def watch(catchment: Catchment, plan: SteeringPlan, path: Callable[[PathKey], PathEstimator]) -> tuple[Watched, ...]:
@@ -150,8 +160,8 @@ def gather(
             _set_unmeasured(candidate, catchment, predictor)
         if facts.drained:
             candidate.drained = facts.drained.get(one.mirror.name, candidate.drained)
-        if service.max_lag_s is not None or service.min_version is not None:
-            _set_fresh(candidate, service, facts.stamps, now)
+        if facts.freshness:
+            _set_fresh(candidate, facts.freshness.get((service.owner, one.mirror.name), _NO_WORD))
         candidates.append(candidate)
     return candidates
 
@@ -226,19 +236,10 @@ def _set_unmeasured(candidate: Candidate, catchment: Catchment, predictor: Predi
         candidate.quality = Quality.TABLE
 
 
-def _set_fresh(
-    candidate: Candidate, service: ServicePlan, stamps: Mapping[tuple[str, str], SyncStamp], now: float
-) -> None:
-    mine = [
-        stamp
-        for (mirror, tree), stamp in stamps.items()
-        if mirror == candidate.name and (service.tree is None or tree == service.tree)
-    ]
-    if not mine:
-        candidate.fresh = False
-        return
-    # A stamp ages: a node that stopped reporting lags by the time since then as well.
-    candidate.lag_s = max(stamp.lag_s + max(0.0, now - stamp.taken_s) for stamp in mine)
-    too_old = service.max_lag_s is not None and candidate.lag_s > service.max_lag_s
-    behind = service.min_version is not None and min(stamp.version for stamp in mine) < service.min_version
-    candidate.fresh = not too_old and not behind
+def _set_fresh(candidate: Candidate, word: Freshness) -> None:
+    candidate.sync = word
+    candidate.fresh = word.fresh
+    candidate.empty = word.empty
+    # Measured mirrors get their place back after a dwell, see `decide`. Others would at once: they are held here.
+    if word.busy or (word.lately_busy and candidate.score_s is None):
+        candidate.busy = candidate.full = True

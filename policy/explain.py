@@ -30,6 +30,10 @@ class CandidateView:
     quality: str
     drained: bool
     lag_s: float | None
+    version: int | None
+    sync_state: str
+    stamp_age_s: float | None
+    busy: bool
     preference: int
     cost: int
     reason: str
@@ -128,7 +132,11 @@ def _candidates(examined: Examination, now: float) -> tuple[CandidateView, ...]:
                 age_s=None if c.taken_s is None else max(0.0, now - c.taken_s),
                 quality=c.quality.label,
                 drained=c.drained,
-                lag_s=c.lag_s,
+                lag_s=c.sync.lag_s,
+                version=c.sync.version,
+                sync_state=c.sync.state,
+                stamp_age_s=c.sync.age_s,
+                busy=c.busy,
                 preference=c.preference,
                 cost=c.mirror.cost,
                 reason="chosen" if rank == 0 else reasons.get(name, ""),

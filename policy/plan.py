@@ -61,10 +61,15 @@ class ServicePlan:
     min_version: int | None
     tree: str | None
 
+    @property
+    def asks_freshness(self) -> bool:
+        """Whether a mirror needs a stamp to be answered."""
+        return self.max_lag_s is not None or self.min_version is not None
+
 
 @dataclass(frozen=True, slots=True)
 class SteeringPlan:
-    """Everything policy needs to know of the configuration."""
+    """Everything policy needs to know of the configuration; `nodes`: mirror -> the node whose stamps count for it."""
 
     steering: Steering
     regions: RegionMap
@@ -74,6 +79,7 @@ class SteeringPlan:
     agents: Mapping[str, str]
     live_for_s: Mapping[str, float]
     catchments: tuple[Catchment, ...]
+    nodes: Mapping[str, str]
 
 
 def make_plan(config: Config, regions: RegionMap) -> SteeringPlan:
@@ -116,7 +122,8 @@ def make_plan(config: Config, regions: RegionMap) -> SteeringPlan:
     live_for = {
         name: max(config.steering.live_for, 3 * check.interval + check.timeout) for name, check in config.checks.items()
     }
-    return SteeringPlan(config.steering, regions, tree, mirrors, services, agents, live_for, tuple(catchments))
+    nodes = {mirror: name for name, node in config.nodes.items() for mirror in node.mirrors}
+    return SteeringPlan(config.steering, regions, tree, mirrors, services, agents, live_for, tuple(catchments), nodes)
 
 
 Levels = tuple[tuple[str, tuple[str, ...]], ...]

@@ -66,6 +66,8 @@ services:
       world: {{off: 50}}
 agents:
   y: {{region: no, token_sha256: {TOKEN}}}
+nodes:
+  off: {{mirrors: ["no", off], token_sha256: {TOKEN}}}
 report:
   listen: ["127.0.0.1:8443"]
   tls: {{cert: tls/cert.pem, key: /etc/key.pem}}
@@ -112,6 +114,7 @@ def test_full_example(tmp_path: Path) -> None:
     assert config.mirrors["no"].max_load == 0.8
     assert config.mirrors["no"].addresses == ["192.0.2.1", "2001:db8::1"]
     assert config.mirrors["off"].drained is True
+    assert config.nodes["off"].mirrors == ["no", "off"]
     assert config.report.max_body == 1 << 20
     assert config.steering.confidence == 3.0
     assert config.steering.damping.half_life == 120.0
@@ -240,6 +243,9 @@ services:
   bad..example.net.: {mirrors: [one], checks: [ping]}          # bad-domain
 agents:
   a: {region: pluto, token_sha256: my-secret-token}            # agent
+nodes:
+  n: {mirrors: [one, ono, one], token_sha256: my-secret-token}  # node-1
+  o: {mirrors: [one], token_sha256: abc, mirror: one}          # node-2
 report:
   max_body: 5                                # size-unit
 steering:
@@ -293,6 +299,12 @@ EXPECTED = [
     ("bad-domain", "services['bad..example.net.']", "is not a domain name (labels of 1 to 63"),
     ("# agent", "agents.a.region", "region 'pluto' is not defined"),
     ("# agent", "agents.a.token_sha256", "must be the 64 hexadecimal digits that `nearpath agent-token` prints"),
+    ("# node-1", "nodes.n.mirrors[1]", "mirror 'ono' is not defined (defined: Bad_Name, one); did you mean 'one'?"),
+    ("# node-1", "nodes.n.mirrors[2]", "mirror 'one' is listed twice"),
+    ("# node-1", "nodes.n.token_sha256", "must be the 64 hexadecimal digits that `nearpath agent-token` prints"),
+    ("# node-2", "nodes.o.mirrors[0]", "mirror 'one' is served by node 'n' already"),
+    ("# node-2", "nodes.o.token_sha256", "must be the 64 hexadecimal digits that `nearpath agent-token` prints"),
+    ("# node-2", "nodes.o.mirror", "is not a known key (a typo?)"),
     ("size-unit", "report.max_body", "5 is not a size: write a number with a unit"),
     ("share-unit", "steering.min_gain_share", "5 is not a share: write a percentage"),
     ("not-int", "steering.damping.reuse", "must be a whole number (got 'many')"),
@@ -401,7 +413,7 @@ HOSTILE_SECTIONS = ["1", "text", "[]", "{}", "[1, [2], {a: 3}]", "{1: 2, a: {b: 
 @pytest.mark.parametrize("value", HOSTILE_SECTIONS)
 def test_wrong_types_anywhere_are_problems_not_crashes(tmp_path: Path, value: str) -> None:
     names = ["version", "state_dir", "dns", "zones", "region_tables", "regions", "checks", "mirrors", "services",
-             "agents", "report", "metrics", "steering", "history"]  # fmt: skip
+             "agents", "nodes", "report", "metrics", "steering", "history"]  # fmt: skip
     for name in names:
         others = "".join(line for line in ("version: 1\n", "state_dir: s\n") if not line.startswith(name))
         for text in (f"{others}{name}: {value}\n", f"{others}{name}:\n  x: {value}\n", f"{others}{name}: [{value}]\n"):
@@ -413,6 +425,8 @@ def test_every_place_of_a_service_and_a_region_takes_hostile_values(tmp_path: Pa
     for value in HOSTILE_SECTIONS:
         for key in ("mirrors", "checks", "rtt_check", "prefer", "ttl", "answers"):
             problems_of(tmp_path, f"version: 1\nservices:\n  a.b.:\n    {key}: {value}\n")
+        for key in ("mirrors", "token_sha256"):
+            problems_of(tmp_path, f"version: 1\nnodes:\n  n:\n    {key}: {value}\n  o: {{{key}: [{value}]}}\n")
         for key in ("parent", "match", "prefixes", "precedence"):
             problems_of(tmp_path, f"version: 1\nregions:\n  r:\n    {key}: {value}\n")
 

@@ -16,11 +16,15 @@ from core.messages import (
     MAX_AGE_S,
     MAX_RTT_S,
     MAX_SAMPLES_PER_REPORT,
+    MAX_STAMPS_PER_REPORT,
     MirrorAdmin,
     PathSample,
     ReportAck,
     ReportedSample,
+    ReportedStamp,
     SampleReport,
+    StampAck,
+    StampReport,
     SyncStamp,
     Target,
     TargetList,
@@ -153,7 +157,7 @@ def test_a_report_out_of_form_is_refused(key: str, value: Any) -> None:
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip
 def test_hostile_bodies_are_message_errors_with_a_short_text(data: bytes | str) -> None:
-    for kind in (SampleReport, TargetList, PathSample, MirrorAdmin, SyncStamp, ReportAck):
+    for kind in (SampleReport, TargetList, PathSample, MirrorAdmin, SyncStamp, ReportAck, StampReport, StampAck):
         with pytest.raises(MessageError, match=f"not a {kind.__name__}") as caught:
             decode(kind, data)
         assert len(str(caught.value)) < 1000
@@ -167,7 +171,10 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@given(json_values, st.sampled_from([SampleReport, TargetList, PathSample, MirrorAdmin, SyncStamp, ReportAck]))
+@given(
+    json_values,
+    st.sampled_from([SampleReport, TargetList, PathSample, MirrorAdmin, SyncStamp, ReportAck, StampReport, StampAck]),
+)
 def test_any_json_is_a_message_or_a_message_error(value: Any, kind: type[Any]) -> None:
     try:
         message = decode(kind, json.dumps(value))
@@ -191,3 +198,27 @@ def test_a_time_that_is_no_number_is_refused_everywhere() -> None:
             decode(SyncStamp, json.dumps({**stamp, key: float("nan")}))
     with pytest.raises(MessageError):
         decode(MirrorAdmin, '{"mirror":"m","drained":false,"by":"x","since_s":NaN}')
+
+
+def test_a_stamp_that_was_stored_before_nodes_sent_them_is_still_read() -> None:
+    old = '{"mirror":"m","tree":"t","version":1,"root_hash":"","lag_s":0.5,"state":"stalled","taken_s":9.0}'
+    assert decode(SyncStamp, old) == SyncStamp("m", "t", 1, "", 0.5, "stalled", 9.0, busy=False, node="")
+
+
+stamps = st.builds(
+    ReportedStamp, tree=names, version=st.integers(0, (1 << 62) - 1),
+    root_hash=st.from_regex(r"[0-9a-f]{0,128}", fullmatch=True), lag_s=st.floats(0, MAX_AGE_S),
+    state=st.sampled_from(["fresh", "syncing", "stalled", "empty"]), busy=st.booleans(), age_s=st.floats(0, MAX_AGE_S),
+)  # fmt: skip
+
+
+@given(st.builds(StampReport, node=names, wall_s=times, stamps=st.lists(stamps, max_size=3)))
+def test_a_stamp_report_survives_the_wire(report: StampReport) -> None:
+    assert decode(StampReport, encode(report)) == report
+
+
+def test_a_report_of_too_many_stamps_is_refused() -> None:
+    one = {"tree": "t", "version": 1, "root_hash": "", "lag_s": 0, "state": "fresh", "busy": False, "age_s": 0}
+    report = {"node": "n", "wall_s": 0.0, "stamps": [one] * (MAX_STAMPS_PER_REPORT + 1)}
+    with pytest.raises(MessageError, match="not a StampReport: stamps: List should have at most 1000 items"):
+        decode(StampReport, json.dumps(report))

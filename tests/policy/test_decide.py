@@ -290,7 +290,7 @@ def test_the_trace_names_every_step_and_every_mirror_behind() -> None:
     candidates = [mirror("a", 10), mirror("b", 30), mirror("c", 10, up=False), mirror("d", 11), mirror("e", distance=1)]
     made = decide(candidates, Memory(), RULES, 0.0, trace)
     steps = {step: reasons for step, _remark, reasons in trace.steps}
-    assert list(steps) == ["admin", "up", "fresh", "rank"]
+    assert list(steps) == ["admin", "up", "content", "fresh", "rank"]
     assert steps["up"] == {"c": "up for 0 of 0 vantages"}
     assert steps["rank"]["b"] == "slower by 20.0 ms"
     assert steps["rank"]["d"] == "within the margin of 2.0 ms (+1.0 ms): the order stays"

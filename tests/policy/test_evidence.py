@@ -221,7 +221,7 @@ def test_stamps_are_not_asked_for_unless_the_service_does(make_world: MakeWorld)
 
 def test_no_stamp_is_not_fresh(make_world: MakeWorld) -> None:
     one = candidate(make_world(service={"max_lag": "10m"}), "de", "a")
-    assert (one.fresh, one.lag_s) == (False, None)
+    assert (one.fresh, one.sync.lag_s) == (False, None)
 
 
 def test_lag_ages_with_its_stamp(make_world: MakeWorld) -> None:
@@ -230,7 +230,7 @@ def test_lag_ages_with_its_stamp(make_world: MakeWorld) -> None:
     assert candidate(world, "de", "a").fresh
     world.now += 500
     one = candidate(world, "de", "a")
-    assert (one.fresh, one.lag_s) == (True, pytest.approx(600))
+    assert (one.fresh, one.sync.lag_s) == (True, pytest.approx(600))
     world.now += 1
     assert not candidate(world, "de", "a").fresh
 
@@ -238,7 +238,7 @@ def test_lag_ages_with_its_stamp(make_world: MakeWorld) -> None:
 def test_a_stamp_from_the_future_does_not_make_lag_negative(make_world: MakeWorld) -> None:
     world = make_world(service={"max_lag": "10m"})
     stamp(world.engine, "a", 100.0, world.now + 1e6)
-    assert candidate(world, "de", "a").lag_s == pytest.approx(100)
+    assert candidate(world, "de", "a").sync.lag_s == pytest.approx(100)
 
 
 def test_the_worst_tree_counts_or_only_the_services_own(make_world: MakeWorld) -> None:
