@@ -22,6 +22,7 @@ from core.config_sync import Tree
 from core.errors import MessageError, NearpathError
 from core.io_log import get_logger
 from syncd.child_status import Activity, ChildStatus, Fetching
+from syncd.coalesce import coalesce
 from syncd.guard import DeleteLimits, Objection, Reserve, check_deletes, check_space
 from syncd.io_copy import Copy, CopyError
 from syncd.io_hooks import run_hook
@@ -319,7 +320,7 @@ class Follower:
         if mine == root.root_hash:
             self._quiet_polls = 0
             await self._match(root)
-        elif quiet and not self.status.waiting and not self.status.refused:
+        elif quiet and not self.status.waiting:
             self._quiet_polls += 1
             if self._quiet_polls >= QUIET_POLLS:
                 self._quiet_polls = 0
@@ -402,7 +403,8 @@ class Follower:
         """Fetch and publish changes, and record that the copy is at `cursor` then. Raises what stops it."""
         now = time.monotonic()
         later = await self._work(copy.later)
-        every = (*later, *changes)
+        # In the form of a journal's page again: what waited may have been renamed or deleted meanwhile.
+        every = tuple(coalesce((*later, *changes))) if later else tuple(changes)
         plan = await self._work(lambda: copy.plan(every))
         if plan.deleted_entries > self.tree.deletes.floor:
             self.status = replace(self.status, entries=(await self._work(copy.size)).entries)
@@ -496,7 +498,9 @@ class Follower:
         small, large = divide(fetches, options)
         failed: dict[bytes, str] = {}
         if small:
-            failed |= await parent.files(self.name, [fetch.entry for fetch in small], copy.layout.stage)
+            failed |= await parent.files(
+                self.name, [fetch.entry for fetch in small], copy.layout.stage, hard_links=options.hard_links
+            )
             fetching.took(len(small), sum(fetch.entry.size for fetch in small))
         if not large:
             return failed

@@ -38,6 +38,10 @@ _LOOK_SLICE = 2_000
 """Directories walked in one transaction when the disk is read anew."""
 
 
+REFUSED = -1
+"""As the device of a row: the index has it, since the origin has, but it is not published."""
+
+
 class CopyError(NearpathError):
     """The copy cannot be worked on: its disk is not there, or is another one."""
 
@@ -241,17 +245,24 @@ class Copy:
                         drafts.append(Draft(Op.DELETE, change.path))
                 elif change.op is Op.RENAME:
                     self._play_rename(change, drafts, disk)
-                elif change.path not in refused:
+                elif change.path in refused and change.entry is not None:
+                    self._put_refused(change.path, change.entry.target, change.entry.mtime_ns, drafts, disk)
+                else:
                     self._play_upsert(change.path, drafts, disk)
-            drafts.extend(Draft(Op.DELETE, path) for path in note.refused if self.index.remove(path))
+            for path in note.refused:
+                old = self.index.get(path)
+                if old is not None and old.row.device != REFUSED:
+                    self.index.put(path, old.row._replace(device=REFUSED))
         finally:
             disk.close()
         return drafts
 
     def _play_rename(self, change: Change, drafts: list[Draft], disk: Disk) -> None:
         old = self.index.get(change.source)
-        if old is None or change.entry is None:
-            return  # an upsert of what it is now follows
+        if old is None or change.entry is None or old.row.device == REFUSED:
+            self.index.remove(change.source)
+            self._play_upsert(change.path, drafts, disk)
+            return
         self._make_above(change.path, drafts, disk)
         self.index.move(change.source, change.path)
         row = old.row._replace(mode=stat.S_IFMT(old.row.mode) | change.entry.mode)
@@ -265,6 +276,14 @@ class Copy:
         old = self.index.get(path)
         if old is not None and old.row.is_directory != row.is_directory:
             self.index.remove(path)
+        self._make_above(path, drafts, disk)
+        self.index.put(path, row)
+        drafts.append(Draft(Op.UPSERT, path, row))
+
+    def _put_refused(self, path: bytes, target: bytes, mtime_ns: int, drafts: list[Draft], disk: Disk) -> None:
+        """Index a symlink that is not published: so the hash is the origin's, and our children decide for themselves."""
+        row = Row(stat.S_IFLNK | 0o777, 0, mtime_ns, 0, REFUSED, 0, target)
+        self.index.remove(path)
         self._make_above(path, drafts, disk)
         self.index.put(path, row)
         drafts.append(Draft(Op.UPSERT, path, row))
@@ -363,13 +382,13 @@ class _Have:
     def get(self, path: bytes) -> Entry | None:
         """The entry at `path`."""
         child = self._index.get(path)
-        return to_entry(path, child.row) if child is not None else None
+        return to_entry(path, child.row) if child is not None and child.row.device != REFUSED else None
 
     def below(self, path: bytes) -> Iterator[Entry]:
         """All entries below `path`."""
         entries = self._index.entries(path)
         next(entries, None)
-        return entries
+        return (entry for entry in entries if entry.inode[0] != REFUSED)
 
 
 def _look(disk: Disk, path: bytes) -> Row | None:

@@ -15,8 +15,9 @@ Seen = dict[bytes, tuple[object, ...]]
 
 
 def scan(root: bytes) -> Seen:
-    """path -> (mode, size, mtime_ns, inode, target) of everything that is replicated, by plain os.walk."""
-    seen: Seen = {}
+    """path -> (mode, size, mtime_ns, inode, target) of all that is replicated, the root as b"", by plain os.walk."""
+    st = os.lstat(root)
+    seen: Seen = {b"": (st.st_mode, 0, st.st_mtime_ns, st.st_ino, b"")}
     for above, directories, files in os.walk(root):
         for name in directories + files:
             full = os.path.join(above, name)
@@ -25,9 +26,9 @@ def scan(root: bytes) -> Seen:
             if stat.S_ISREG(st.st_mode):
                 seen[path] = (st.st_mode, st.st_size, st.st_mtime_ns, st.st_ino, b"")
             elif stat.S_ISDIR(st.st_mode):
-                seen[path] = (st.st_mode, 0, 0, st.st_ino, b"")
+                seen[path] = (st.st_mode, 0, st.st_mtime_ns, st.st_ino, b"")
             elif stat.S_ISLNK(st.st_mode):
-                seen[path] = (st.st_mode, 0, 0, st.st_ino, os.readlink(full))
+                seen[path] = (st.st_mode, 0, st.st_mtime_ns, st.st_ino, os.readlink(full))
     return seen
 
 
@@ -57,8 +58,8 @@ class Churn:
         operation = self.rng.choice(
             [
                 self.write, self.write, self.write, self.append, self.tree, self.tree, self.rename, self.rename,
-                self.rename, self.delete, self.delete, self.delete_tree, self.chmod, self.symlink, self.hard_link,
-                self.same_second, self.fifo, self.out_and_in,
+                self.rename, self.delete, self.delete, self.delete_tree, self.chmod, self.touch, self.symlink,
+                self.hard_link, self.same_second, self.fifo, self.out_and_in,
             ]
         )  # fmt: skip
         try:
@@ -102,6 +103,11 @@ class Churn:
 
     def chmod(self) -> None:
         os.chmod(self.path(), self.rng.choice([0o600, 0o644, 0o755]))
+
+    def touch(self) -> None:
+        """Some time for whatever it is, now and then for the root."""
+        path = self.root if self.rng.random() < 0.1 else self.path()
+        os.utime(path, ns=(0, self.rng.randrange(10**18)), follow_symlinks=False)
 
     def symlink(self) -> None:
         path = self.path()

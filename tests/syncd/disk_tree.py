@@ -24,15 +24,16 @@ def write_tree(tree: Tree, root: Path) -> None:
             os.mkdir(place)
         elif entry.kind is Kind.SYMLINK:
             os.symlink(entry.target, place)
+            os.utime(place, ns=(0, entry.mtime_ns), follow_symlinks=False)
         elif tree.content[path] in first:
             os.link(first[tree.content[path]], place)
         else:
             first[tree.content[path]] = place
             write_file(place, entry, tree.content[path])
-    for path in sorted(tree.entries, reverse=True):
-        if tree.entries[path].kind is Kind.DIRECTORY:
-            os.chmod(os.path.join(base, path), tree.entries[path].mode)
-            os.utime(os.path.join(base, path), ns=(0, tree.entries[path].mtime_ns))
+    for path, entry in sorted(tree.whole().items(), reverse=True):
+        if entry.kind is Kind.DIRECTORY:
+            os.chmod(os.path.join(base, path), entry.mode)
+            os.utime(os.path.join(base, path), ns=(0, entry.mtime_ns))
 
 
 def write_file(place: bytes, entry: Entry, content: int) -> None:
@@ -52,9 +53,12 @@ def stage_files(steps: tuple[Step, ...], parent: Tree, stage: bytes) -> None:
 
 
 def read_tree(root: Path | bytes) -> dict[bytes, tuple[object, ...]]:
-    """What a reader sees below `root`, in the form of `Tree.seen`, directories' times left out."""
+    """What a reader sees of `root` (which may be a symlink to it), in the form of `Tree.seen`."""
     base = os.fsencode(root)
-    seen: dict[bytes, tuple[object, ...]] = {}
+    top = os.stat(base)
+    seen: dict[bytes, tuple[object, ...]] = {
+        b"": (Kind.DIRECTORY, stat.S_IMODE(top.st_mode), top.st_mtime_ns, b"", None)
+    }
     todo = [b""]
     while todo:
         directory = todo.pop()
@@ -65,20 +69,15 @@ def read_tree(root: Path | bytes) -> dict[bytes, tuple[object, ...]]:
                 found = os.lstat(os.path.join(base, path))
                 mode = stat.S_IMODE(found.st_mode)
                 if stat.S_ISLNK(found.st_mode):
-                    seen[path] = (Kind.SYMLINK, 0, 0, os.readlink(os.path.join(base, path)), None)
+                    seen[path] = (Kind.SYMLINK, 0, found.st_mtime_ns, os.readlink(os.path.join(base, path)), None)
                 elif stat.S_ISDIR(found.st_mode):
-                    seen[path] = (Kind.DIRECTORY, mode, 0, b"", None)
+                    seen[path] = (Kind.DIRECTORY, mode, found.st_mtime_ns, b"", None)
                     todo.append(path)
                 else:
                     with open(os.path.join(base, path), "rb") as file:
                         content = int(file.readline())
                     seen[path] = (Kind.FILE, mode, found.st_mtime_ns, b"", content)
     return seen
-
-
-def as_read(tree: Tree) -> dict[bytes, tuple[object, ...]]:
-    """`tree` in the form that `read_tree` gives."""
-    return {p: row if row[0] is Kind.FILE else (*row[:2], 0, *row[3:]) for p, row in tree.seen().items()}
 
 
 def killed_at(action: Callable[[Callable[[str], None]], object], count: int) -> bool:

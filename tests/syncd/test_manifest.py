@@ -32,7 +32,7 @@ class Counting:
 
     def __call__(self, path: bytes) -> Iterable[Entry]:
         self.read.append(path)
-        return [e for p, e in self.tree.entries.items() if p.rpartition(b"/")[0] == path]
+        return [e for p, e in self.tree.whole().items() if p.rpartition(b"/")[0] == path]
 
 
 Asked = list[tuple[bytes, ...]]
@@ -68,9 +68,9 @@ def test_comparison_finds_exactly_the_differing_leaves(block: int) -> None:
         for _ in range(rng.randrange(8)):
             theirs.churn(rng)
         changes, asked = settle(Manifest(Counting(mine)), Manifest(Counting(theirs)))
-        expected = {p for p, e in theirs.entries.items() if mine.entries.get(p) != e}
+        expected = {p for p, e in theirs.whole().items() if mine.whole().get(p) != e}
         assert {c.path for c in changes if c.op is Op.UPSERT} == expected
-        assert all(c.entry == theirs.entries[c.path] for c in changes if c.op is Op.UPSERT)
+        assert all(c.entry == theirs.whole()[c.path] for c in changes if c.op is Op.UPSERT)
         # A deleted directory, or one that is something else now, stands for all below it.
         gone = {c.path for c in changes if c.op is Op.DELETE}
         for path in mine.entries.keys() - theirs.entries.keys():
@@ -128,6 +128,36 @@ def test_everything_else_counts(other: Entry) -> None:
     assert Manifest(Counting(one)).root_hash() != Manifest(Counting(two)).root_hash()
 
 
+@pytest.mark.parametrize("other", [{"mode": 0o711}, {"mtime_ns": 7}])
+def test_attributes_of_the_root_are_one_change_and_nothing_else(other: dict[str, int]) -> None:
+    mine = random_tree(5)
+    theirs = mine.copy()
+    theirs.set(replace(mine.top, **other))
+    changes, asked = settle(Manifest(Counting(mine)), Manifest(Counting(theirs)))
+    assert changes == [Change(0, Op.UPSERT, b"", theirs.top)]
+    assert asked == [(b"",)]
+
+
+def test_a_node_that_knows_nothing_of_its_root_takes_it_over_and_never_deletes_it() -> None:
+    empty = Manifest(lambda _: [])
+    assert empty.root_hash() == EMPTY
+    theirs = Tree({b"f": Entry(b"f", Kind.FILE, 0o644, 3, 5)})
+    changes, _ = settle(empty, Manifest(Counting(theirs)))
+    assert changes == [Change(0, Op.UPSERT, b"", theirs.top), Change(0, Op.UPSERT, b"f", theirs.entries[b"f"])]
+    changes, _ = settle(Manifest(Counting(theirs)), empty)
+    assert changes == [Change(0, Op.DELETE, b"f")]
+
+
+@pytest.mark.parametrize("kind", [Kind.DIRECTORY, Kind.SYMLINK])
+def test_times_of_directories_and_symlinks_are_one_change(kind: Kind) -> None:
+    mine = random_tree(6)
+    path = next(path for path, entry in mine.entries.items() if entry.kind is kind)
+    theirs = mine.copy()
+    theirs.set(replace(mine.entries[path], mtime_ns=-3))
+    changes, _ = settle(Manifest(Counting(mine)), Manifest(Counting(theirs)))
+    assert changes == [Change(0, Op.UPSERT, path, theirs.entries[path])]
+
+
 def test_sealed_comparison_finds_rotten_content() -> None:
     good = Tree({b"f": Entry(b"f", Kind.FILE, 0o644, 3, 5, digest=b"a" * 32)})
     rotten = Tree({b"f": replace(good.entries[b"f"], digest=b"b" * 32)})
@@ -175,7 +205,8 @@ def test_a_change_reads_only_the_directories_above_it_and_many_read_them_once() 
     assert sorted(listing.read) == [b"", b"a", b"a/b"]
     listing.read.clear()
     tree.rename(b"a/b", b"z/moved")
-    manifest.apply(tree.journal[-1])
+    for change in tree.journal:
+        manifest.apply(change)
     manifest.root_hash()
     assert sorted(listing.read) == [b"", b"a", b"z", b"z/moved"]  # not what lies below the moved directory
 
@@ -240,6 +271,21 @@ def one(path: bytes, kind: Kind = Kind.FILE) -> bytes:
 def test_names_that_lead_elsewhere_are_refused(name: bytes) -> None:
     with pytest.raises(Exception, match=r"not a path|not in order"):
         decode_listing(b"p", one(b"p/" + name))
+
+
+def test_an_empty_name_is_the_root_and_comes_first_in_its_listing_alone() -> None:
+    top, below = one(b"", Kind.DIRECTORY), one(b"a")
+    assert [leaf.entry.path for leaf in decode_listing(b"", top + below)] == [b"", b"a"]
+    for path, listing in (
+        (b"p", top),
+        (b"p", top + below),
+        (b"", below + top),
+        (b"", top + top),
+        (b"", one(b"")),  # a root that is a file
+        (b"", encode_listing([Leaf(Entry(b"", Kind.SYMLINK, 0o777, target=b"a"))])),
+    ):
+        with pytest.raises(ManifestError, match="not in order at b''"):
+            decode_listing(path, listing)
 
 
 def test_two_entries_of_one_name_are_refused() -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from syncd.io_publish import (
     sweep,
 )
 from syncd.io_version import Versions, adopt, current, expire, finish_version, publish_version, roll_back
-from syncd.model import Entry, Kind
+from syncd.model import UNTOLD, Entry, Kind
 from syncd.publish import Do, Intent, PublishError, Step
 from tests.syncd.disk_tree import killed_at
 
@@ -93,6 +94,24 @@ def test_a_symlink_itself_is_replaced_not_followed(tmp_path: Path) -> None:
     assert outside.read_text() == "untouched"
     assert stat.S_IMODE(outside.stat().st_mode) != 0o777
     assert outside.stat().st_mtime_ns != 5
+
+
+def test_a_time_of_zero_is_a_time_and_only_untold_is_none(tmp_path: Path) -> None:
+    layout, root = small(tmp_path)
+    (root / "d").mkdir()
+    (root / "links").mkdir()
+    for mtime_ns, found in ((7, 7), (0, 0), (-9, -9), (UNTOLD, -9)):
+        for path in (b"d", b""):
+            do(layout, Step(Do.ATTR, path, entry=Entry(path, Kind.DIRECTORY, 0o711, mtime_ns=mtime_ns)))
+            place = root / os.fsdecode(path)
+            assert (stat.S_IMODE(place.stat().st_mode), place.stat().st_mtime_ns) == (0o711, found)
+        link = Entry(b"links/l", Kind.SYMLINK, 0o777, mtime_ns=mtime_ns, target=b"d")
+        do(layout, Step(Do.SYMLINK, b"links/l", entry=link))
+        assert mtime_ns == UNTOLD or (root / "links/l").lstat().st_mtime_ns == found
+    file = put(layout, b"f")
+    assert file.entry is not None
+    assert check_staged(layout, [replace(file, entry=replace(file.entry, mtime_ns=UNTOLD))]) == {}
+    assert check_staged(layout, [replace(file, entry=replace(file.entry, mtime_ns=0))]).keys() == {b"f"}
 
 
 def test_every_kind_replaces_every_other(tmp_path: Path) -> None:
@@ -234,6 +253,12 @@ def test_read_only_directories_of_ours_are_no_obstacle(tmp_path: Path) -> None:
         assert stat.S_IMODE((root / "sub").stat().st_mode) == 0o555
         do(layout, Step(Do.DELETE, b"ro"))
         assert sweep(layout) == 2
+        root.chmod(0o555)
+        do(layout, put(layout, b"f"), Step(Do.DELETE, b"sub"))
+        assert os.listdir(root) == ["f"]
+        assert stat.S_IMODE(root.stat().st_mode) == 0o555
+        do(layout, put(layout, b"g"), Step(Do.ATTR, b"", entry=Entry(b"", Kind.DIRECTORY, 0o500, mtime_ns=4)))
+        assert (stat.S_IMODE(root.stat().st_mode), root.stat().st_mtime_ns) == (0o500, 4)
 
     assert not killed_at(as_nobody, 1_000_000)
 

@@ -1,4 +1,7 @@
-"""A tree in memory, for tests: random changes to it as an origin's journal tells them, and publish steps done to it."""
+"""A tree in memory, for tests: random changes to it as an origin's journal tells them, and publish steps done to it.
+
+A directory's mtime moves with every name that comes to it, goes from it or is replaced in it, as POSIX has it.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,35 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from syncd.model import Change, Entry, Kind, Op
+from syncd.model import UNTOLD, Change, Entry, Kind, Op
 from syncd.publish import Do, Step
 
 NAMES = [b"a", b"b", b"c", b"dd", b"\xff", b"-x", b"new\nline"]
+LATER_NS = 1_000_000
+"""From here on are the mtimes that publish steps leave behind; no entry of a parent has one."""
+TOP = Entry(b"", Kind.DIRECTORY, 0o755, mtime_ns=1)
 
 
 @dataclass
 class Tree:
-    """Entries by path; `content` tells files apart that have the same entry, and hard links from copies."""
+    """Entries by path, the root apart; `content` tells files apart with the same entry, and hard links from copies."""
 
     entries: dict[bytes, Entry] = field(default_factory=dict)
     content: dict[bytes, int] = field(default_factory=dict)
     journal: list[Change] = field(default_factory=list)
     clock: int = 1
+    top: Entry = TOP
 
     def copy(self) -> Tree:
-        return Tree(dict(self.entries), dict(self.content), [], self.clock)
+        return Tree(dict(self.entries), dict(self.content), [], self.clock, self.top)
+
+    def whole(self) -> dict[bytes, Entry]:
+        """All entries, with the root under b""."""
+        return {b"": self.top, **self.entries}
 
     # what planning asks
     def get(self, path: bytes) -> Entry | None:
-        return self.entries.get(path)
+        return self.entries.get(path) if path else self.top
 
     def below(self, path: bytes) -> Iterator[Entry]:
         return (entry for key, entry in self.entries.items() if key.startswith(path + b"/"))
@@ -40,7 +51,7 @@ class Tree:
         """What a reader sees: all but the identity of inodes."""
         return {
             p: (e.kind, e.mode if e.kind is not Kind.SYMLINK else 0, e.mtime_ns, e.target, self.content.get(p))
-            for p, e in self.entries.items()
+            for p, e in self.whole().items()
         }
 
     # the primitives
@@ -50,6 +61,9 @@ class Tree:
             self.content.pop(key, None)
 
     def set(self, entry: Entry, content: int | None = None) -> None:
+        if not entry.path:
+            self.top = entry
+            return
         self.entries[entry.path] = entry
         if content is not None:
             self.content[entry.path] = content
@@ -81,13 +95,19 @@ class Tree:
         return home + b"/" + rng.choice(NAMES) if home else rng.choice(NAMES)
 
     def tell(self, op: Op, path: bytes, source: bytes = b"") -> None:
-        entry = self.entries[path] if op is not Op.DELETE else None
+        entry = self.whole()[path] if op is not Op.DELETE else None
         self.journal.append(Change(len(self.journal) + 1, op, path, entry, source))
+
+    def listing_changed(self, *paths: bytes) -> None:
+        """These names came, went or were replaced: the directories that they are in have another mtime, and it is told."""
+        for home in sorted({path.rpartition(b"/")[0] for path in paths}):
+            self.set(replace(self.whole()[home], mtime_ns=self.clock))
+            self.tell(Op.UPSERT, home)
 
     def churn(self, rng: random.Random) -> None:
         """One random thing that can happen to a tree on disk."""
         self.clock += 1
-        action = rng.choice("nnndddwwcrrrRRRxlhtss")
+        action = rng.choice("nnndddwwcrrrRRRxlhtssT")
         path = self.free_path(rng)
         is_dir = self.kind(path) is Kind.DIRECTORY
         if action == "n":
@@ -96,15 +116,26 @@ class Tree:
                 self.tell(Op.DELETE, path)
             self.set(Entry(path, Kind.FILE, 0o644, rng.randrange(20, 99), self.clock), self.clock)
             self.tell(Op.UPSERT, path)
+            self.listing_changed(path)
         elif action == "d" and path not in self.entries:
             self.set(Entry(path, Kind.DIRECTORY, 0o755, 0, self.clock))
             self.tell(Op.UPSERT, path)
+            self.listing_changed(path)
         elif action == "w" and (file := self.some(rng, Kind.FILE)):
             # Written in place: the same time and size now and then, as within a tick of the clock.
             mtime_ns = self.entries[file].mtime_ns if rng.random() < 0.3 else self.clock
             for each in [p for p, c in self.content.items() if c == self.content[file]]:  # hard links of it as well
                 self.set(replace(self.entries[each], mtime_ns=mtime_ns), -self.clock)
                 self.tell(Op.UPSERT, each)
+        elif action == "T":  # touch, also of a time long ago
+            touched = self.some(rng, Kind.DIRECTORY, Kind.SYMLINK) or b""
+            if rng.random() < 0.2:
+                touched = b""
+            self.set(replace(self.whole()[touched], mtime_ns=rng.choice([self.clock, 0, -5])))
+            self.tell(Op.UPSERT, touched)
+        elif action == "c" and rng.random() < 0.1:
+            self.set(replace(self.top, mode=rng.choice([0o711, 0o755])))
+            self.tell(Op.UPSERT, b"")
         elif action == "c" and (any_path := self.some(rng, Kind.FILE, Kind.DIRECTORY)):
             mode, content = rng.choice([0o600, 0o755, 0o711]), self.content.get(any_path)
             linked = [p for p, c in self.content.items() if c == content] if content is not None else [any_path]
@@ -121,20 +152,24 @@ class Tree:
         elif action == "x" and (victim := self.some(rng)):
             self.remove(victim)
             self.tell(Op.DELETE, victim)
+            self.listing_changed(victim)
         elif action == "l":
             if is_dir:
                 self.remove(path)
                 self.tell(Op.DELETE, path)
             self.content.pop(path, None)
-            self.set(Entry(path, Kind.SYMLINK, 0o777, target=rng.choice(NAMES)))
+            self.set(Entry(path, Kind.SYMLINK, 0o777, mtime_ns=self.clock, target=rng.choice(NAMES)))
             self.tell(Op.UPSERT, path)
+            self.listing_changed(path)
         elif action == "h" and (file := self.some(rng, Kind.FILE)) and path not in self.entries:
             self.set(replace(self.entries[file], path=path), self.content[file])
             self.tell(Op.UPSERT, path, file)
+            self.listing_changed(path)
         elif action == "t" and is_dir:  # a directory becomes a symlink or a file at once
             self.remove(path)
-            self.set(Entry(path, Kind.SYMLINK, 0o777, target=rng.choice(NAMES)))
+            self.set(Entry(path, Kind.SYMLINK, 0o777, mtime_ns=self.clock, target=rng.choice(NAMES)))
             self.tell(Op.UPSERT, path)
+            self.listing_changed(path)
 
     def rename(self, source: bytes, path: bytes) -> None:
         if path == source or path.startswith(source + b"/"):
@@ -150,28 +185,38 @@ class Tree:
         self.remove(path)
         self.graft(path, taken)
         self.tell(Op.RENAME, path, source)
+        self.listing_changed(source, path)
 
 
 def do_steps(tree: Tree, steps: Iterable[Step], parent: Tree) -> None:
     """Do publish steps to `tree`, files coming from `parent`; AssertionError where a disk would refuse."""
     slots: dict[int, Tree] = {}
+    clock = LATER_NS
+
+    def listing_changed(path: bytes) -> None:
+        nonlocal clock
+        clock += 1
+        tree.set(replace(tree.whole()[path.rpartition(b"/")[0]], mtime_ns=clock))
 
     def place(path: bytes, taken: Tree) -> None:
         home = path.rpartition(b"/")[0]
         assert tree.kind(home) is Kind.DIRECTORY, f"no directory {home!r} for {path!r}"
         tree.remove(path)
         tree.graft(path, taken)
+        listing_changed(path)
 
     for step in steps:
         path, entry = step.path, step.entry
         if step.do is Do.MAKE:
             assert entry is not None
-            place(path, Tree({b"": replace(entry, mode=0o700, mtime_ns=0)}))
+            place(path, Tree({b"": replace(entry, mode=0o700, mtime_ns=clock)}))
         elif step.do is Do.MOVE:
             assert tree.kind(step.source) is Kind.DIRECTORY
             assert not path.startswith(step.source + b"/")
             assert not step.source.startswith(path + b"/")
-            place(path, tree.take(step.source))
+            taken = tree.take(step.source)
+            listing_changed(step.source)
+            place(path, taken)
         elif step.do is Do.LINK:
             assert tree.kind(step.source) in (Kind.FILE, Kind.SYMLINK), step
             one = Tree({b"": tree.entries[step.source]})
@@ -184,6 +229,7 @@ def do_steps(tree: Tree, steps: Iterable[Step], parent: Tree) -> None:
             slots[step.slot] = kept
             if tree.kind(step.source) is Kind.DIRECTORY:
                 tree.remove(step.source)
+                listing_changed(step.source)
         elif step.do is Do.UNPARK:
             place(path, slots.pop(step.slot))
         elif step.do is Do.PUT:
@@ -194,9 +240,12 @@ def do_steps(tree: Tree, steps: Iterable[Step], parent: Tree) -> None:
             assert entry is not None
             place(path, Tree({b"": entry}))
         elif step.do is Do.DELETE:
+            if path in tree.entries:
+                listing_changed(path)
             tree.remove(path)
         elif step.do is Do.ATTR:
             assert entry is not None
-            assert path in tree.entries, step
-            tree.entries[path] = replace(tree.entries[path], mode=entry.mode, mtime_ns=entry.mtime_ns)
+            there = tree.whole()[path]
+            mtime_ns = there.mtime_ns if entry.mtime_ns == UNTOLD else entry.mtime_ns
+            tree.set(replace(there, mode=entry.mode, mtime_ns=mtime_ns))
     assert not slots, "something stays parked"
