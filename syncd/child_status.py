@@ -45,6 +45,16 @@ class Fetching:
         self.done_bytes += size
 
 
+@dataclass(slots=True)
+class Totals:
+    """Counted since the start."""
+
+    fetched_files: int = 0
+    fetched_bytes: int = 0
+    differences: int = 0
+    """found by comparisons with the parent"""
+
+
 @dataclass(frozen=True, slots=True)
 class ChildStatus:
     """A snapshot. `behind`: changes of the parent's journal that are not published; `waiting`: those that were put off."""
@@ -64,6 +74,8 @@ class ChildStatus:
     """of the newest signed root that the copy was found equal to"""
     held: Objection | None = None
     fetching: Fetching | None = None
+    whole: Fetching | None = None
+    """of a first sync or a repair, of which `fetching` is one part"""
     troubles: tuple[tuple[str, str, int], ...] = ()
     """(path, why, tries) of files that could not be fetched"""
     refused: int = 0

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 from core.config_sync import Tree
 from core.errors import MessageError, NearpathError
 from core.io_log import get_logger
-from syncd.child_status import Activity, ChildStatus, Fetching
+from syncd.child_status import Activity, ChildStatus, Fetching, Totals
 from syncd.coalesce import coalesce
 from syncd.guard import DeleteLimits, Objection, Reserve, check_deletes, check_space
 from syncd.io_copy import Copy, CopyError
@@ -33,7 +33,7 @@ from syncd.io_publish import DiskFull
 from syncd.io_rsync import pull_all
 from syncd.io_store import StoreBusy
 from syncd.manifest import Comparison, ManifestError, compare_as_it_is
-from syncd.model import Change, Op
+from syncd.model import Change, Kind, Op
 from syncd.note import Note
 from syncd.plan import Fetch, Plan
 from syncd.publish import Do, hold_back
@@ -67,6 +67,10 @@ class Held(NearpathError):
     def __init__(self, objection: Objection) -> None:
         super().__init__(objection.what, objection.fix)
         self.objection = objection
+
+
+class Pinned(NearpathError):
+    """The copy shows an older version because an operator said so."""
 
 
 class NoRoom(NearpathError):
@@ -115,6 +119,13 @@ class Follower:
         self._approved = ""
         self._accept = False
         self._nudge = asyncio.Event()
+        self._look = asyncio.Event()
+        self._trust = False
+        self._pinned: int | None = None
+        self._wish: tuple[int | None, asyncio.Future[None]] | None = None
+        self.current_asked_s = 0.0
+        """monotonic time of the last question to the parent after whose answer the copy was current"""
+        self.totals = Totals()
         self._compare_due = False
         self._reread_due = False
         self._is_caught_up = False
@@ -161,7 +172,42 @@ class Follower:
     def verify(self) -> None:
         """Read the disk anew, compare with the parent's listings, repair what differs."""
         self._reread_due = self._compare_due = True
+        self.look()
+
+    def look(self) -> None:
+        """Ask the parent now: a rest after a failure, and a poll that waits for news, are cut short."""
         self._nudge.set()
+        self._look.set()
+
+    def trust(self) -> None:
+        """Forget the last accepted root: the origin was restored from a backup, or begins anew."""
+        self._trust = True
+        self.look()
+
+    def show_version(self, number: int | None) -> asyncio.Future[None]:
+        """Show an older version of an atomic tree and stay at it; None: follow the parent again. Done: so it is."""
+        wish = asyncio.get_running_loop().create_future()
+        if self._wish is not None:
+            self._wish[1].cancel()
+        self._wish = number, wish
+        self.look()
+        return wish
+
+    def at_hand(self) -> tuple[Copy, Parent]:
+        """The copy and the parent to ask, for who looks and changes nothing; NearpathError when one is not there."""
+        if self._copy is None:
+            raise NearpathError(f"tree {self.name} cannot be looked at", self.status.why or "it is being opened")
+        chosen = self._lineage.choose(self.name)
+        if chosen is None:
+            raise NearpathError(f"no parent of tree {self.name} answers", self.status.why or "see `syncd status`")
+        return self._copy, chosen[1]
+
+    async def with_copy(self, work: Callable[[Copy], T]) -> T:
+        """`work` in the thread that owns the copy, between what the follower does there."""
+        copy = self._copy
+        if copy is None:
+            raise NearpathError(f"tree {self.name} is not open", self.status.why or "it is being opened")
+        return await self._work(lambda: work(copy))
 
     def follow(self, lineage: Lineage) -> None:
         """Choose among other parents from now on."""
@@ -192,6 +238,7 @@ class Follower:
             self._accept = False
             recovery = await self._work(copy.recover)
             self._copy = copy
+            self._pinned = await self._work(lambda: copy.pinned)
             self.offer.announce(await self.offer.run(Ledger.last))
             size = await self._work(copy.size)
             has_content = bool((await self._work(copy.cursor)).journal)
@@ -206,6 +253,7 @@ class Follower:
             name = ""
             try:
                 copy = await self._open()
+                await self._obey(copy)
                 chosen = self._lineage.choose(self.name)
                 if chosen is None:
                     self._note(Activity.NO_PARENT, "no parent answers")
@@ -214,6 +262,9 @@ class Follower:
                     await self._follow(copy, name, parent)
                     again_s = AGAIN_S
                     continue
+            except Pinned as pinned:
+                self._note(Activity.HELD, str(pinned))
+                wait_s = MAX_AGAIN_S
             except Held as held:
                 self._note(Activity.HELD, str(held), held=held.objection)
                 wait_s = HELD_AGAIN_S
@@ -243,6 +294,33 @@ class Follower:
                     await self._nudge.wait()
             self._nudge.clear()
 
+    async def _obey(self, copy: Copy) -> None:
+        """Do what operators asked for; Pinned while an older version is to stay."""
+        if self._trust:
+            self._trust = False
+            self._root = self._matched = None
+            self._known = _Knowledge(self._known.current_s, 0)
+            await self.offer.run(lambda ledger: ledger.keep_root(b""))
+        if self._wish is not None:
+            (number, done), self._wish = self._wish, None
+            try:
+                await self._work(lambda: copy.pin(number))
+            except (NearpathError, OSError) as error:
+                if not done.done():
+                    done.set_exception(error)
+            else:
+                self._pinned = number
+                self._compare_due = True
+                self._known = _Knowledge(None, 0)
+                self.status = replace(self.status, root_hash="", version=0)
+                if not done.done():
+                    done.set_result(None)
+        if self._pinned is not None:
+            raise Pinned(
+                f"tree {self.name} was rolled back to version {self._pinned} and stays there",
+                f"`syncd rollback {self.name} --release` follows the parent again",
+            )
+
     def _other_parent(self, name: str) -> bool:
         chosen = self._lineage.choose(self.name)
         return chosen is not None and chosen[0] != name
@@ -267,12 +345,16 @@ class Follower:
         # A publish that a full disk stopped, say, is gone on with before anything else.
         await self._work(copy.recover)
         while True:
+            await self._obey(copy)
             if self._compare_due or self._reread_due:
                 await self._compare(copy, parent, None)
             cursor = await self._work(copy.cursor)
             asked_s = time.monotonic()
             # After a comparison it is not known yet whether there is more: the first question does not wait.
-            answer = await parent.journal(self.name, cursor, self._wait_s(asked_s) if self._is_caught_up else 0.0)
+            answer = await self._poll(parent, cursor, self._wait_s(asked_s) if self._is_caught_up else 0.0)
+            if answer is None:
+                self._is_caught_up = False
+                continue
             if isinstance(answer, Behind):
                 _log.info("comparing_manifests", tree=self.name, why=answer.why)
                 await self._compare(copy, parent, answer.cursor)
@@ -297,11 +379,29 @@ class Follower:
             return
         if not self.status.waiting:
             # With changes, what came while they were published is in the next answer: current as of the question.
+            self.current_asked_s = asked_s
             received_s = asked_s if answer.changes else time.monotonic()
             self._known = _Knowledge(received_s - answer.lag_s, max(answer.version, self._known.version))
         self._note(Activity.RETRYING if self.status.waiting else Activity.CURRENT, "")
         self.status = replace(self.status, has_content=True)
         await self._check_root(parent, quiet=not answer.changes)
+
+    async def _poll(self, parent: Parent, cursor: Cursor, wait_s: float) -> Batch | Behind | None:
+        """What the parent's journal has after `cursor`; None when the wait for it was cut short, see `look`."""
+        if not wait_s:
+            return await parent.journal(self.name, cursor, 0.0)
+        poll = asyncio.ensure_future(parent.journal(self.name, cursor, wait_s))
+        look = asyncio.ensure_future(self._look.wait())
+        try:
+            await asyncio.wait((poll, look), return_when=asyncio.FIRST_COMPLETED)
+            if poll.done():
+                return poll.result()
+            self._look.clear()
+            return None
+        finally:
+            poll.cancel()
+            look.cancel()
+            await asyncio.gather(poll, look, return_exceptions=True)
 
     def _wait_s(self, now: float) -> float:
         due = self.retries.next_due()
@@ -364,21 +464,30 @@ class Follower:
             self._reread_due = False
         await self._work(copy.forget_later)
         for _ in range(MAX_ROUNDS):
-            found = await self._differences(parent)
+            found = await self.compare_with(parent)
             self.status = replace(self.status, differences=len(found.changes), compared_wall_s=time.time())
+            self.totals.differences += len(found.changes)
+            self._begin_whole(found.changes)
             if found.changes:
                 _log.info("differences_found", tree=self.name, changes=len(found.changes), moved=len(found.moved))
             for part in _in_parts(found.changes, copy.ranks.of):
                 await self._apply(copy, parent, part, None)
+                if self.status.whole is not None:
+                    self.status.whole.took(*_weight(part))
             if not found.moved:
                 break
+        self.status = replace(self.status, whole=None)
         if cursor is not None:
             kept = cursor
             await self._work(lambda: copy.move_cursor(kept))
         self.status = replace(self.status, has_content=True)
         self._compare_due = False
 
-    async def _differences(self, parent: Parent) -> Comparison:
+    def _begin_whole(self, changes: Sequence[Change]) -> None:
+        """How far a first sync, or a repair, is: parts of it are fetched one after the other."""
+        self.status = replace(self.status, whole=Fetching(*_weight(changes), time.monotonic()) if changes else None)
+
+    async def compare_with(self, parent: Parent) -> Comparison:
         """What must change here, asked for level by level; within one snapshot of our own tree."""
         loop = asyncio.get_running_loop()
 
@@ -474,11 +583,15 @@ class Follower:
         total = sum(fetch.entry.size for fetch in (*plan.payload, *plan.indexes))
         fetching = Fetching(len(plan.payload) + len(plan.indexes), total, time.monotonic())
         self.status = replace(self.status, activity=Activity.FETCHING, fetching=fetching)
-        for fetches in (plan.payload, plan.indexes):
-            wanted = [fetch for fetch in fetches if fetch.entry.path not in resting]
-            failed |= {fetch.entry.path: resting[fetch.entry.path] for fetch in fetches if fetch.entry.path in resting}
-            if wanted:
-                failed |= await self._bring(copy, parent, wanted, fetching)
+        try:
+            for fetches in (plan.payload, plan.indexes):
+                wanted = [fetch for fetch in fetches if fetch.entry.path not in resting]
+                failed |= {f.entry.path: resting[f.entry.path] for f in fetches if f.entry.path in resting}
+                if wanted:
+                    failed |= await self._bring(copy, parent, wanted, fetching)
+        finally:
+            self.totals.fetched_files += fetching.done_files
+            self.totals.fetched_bytes += fetching.done_bytes
         return failed
 
     async def _bring(
@@ -578,3 +691,9 @@ def _in_parts(changes: Sequence[Change], rank: Callable[[bytes], int]) -> list[t
 def _some(failed: dict[bytes, str]) -> str:
     path, why = next(iter(failed.items()))
     return f"{os.fsdecode(path)!r} ({why})"
+
+
+def _weight(changes: Sequence[Change]) -> tuple[int, int]:
+    """Files and bytes that changes bring."""
+    files = [change.entry for change in changes if change.entry is not None and change.entry.kind is Kind.FILE]
+    return len(files), sum(entry.size for entry in files)

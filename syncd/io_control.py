@@ -2,65 +2,170 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from core.errors import NearpathError
+from syncd.io_child import Follower
+from syncd.io_examine import plan_now, verify_now
+from syncd.io_origin import Origin
 
 if TYPE_CHECKING:
     from syncd.io_daemon import Daemon
 
 CONTROL_SOCKET = "control.sock"
+MAX_SHOWN = 1000
+"""Paths in one answer; the rest is counted."""
+WISH_TIMEOUT_S = 60.0
+"""A version is shown once what is being published is through."""
 
 
 def make_control_app(daemon: Daemon) -> web.Application:
     """The application behind the control socket; every answer is JSON, errors are {"error", "fix"}."""
-
-    async def status(_request: web.Request) -> web.Response:
-        return _json(daemon.snapshot())
-
-    async def approve(request: web.Request) -> web.Response:
-        body = await _body(request)
-        follower = daemon.followers.get(str(body.get("tree", "")))
-        if follower is None or not follower.approve(str(body.get("token", ""))):
-            raise NearpathError("nothing is held under this tree and token", "`syncd status` shows what is held")
-        return _json({"approved": True})
-
-    async def accept(request: web.Request) -> web.Response:
-        tree = str((await _body(request)).get("tree", ""))
-        part = daemon.followers.get(tree) or daemon.origins.get(tree)
-        if part is None:
-            raise _unknown(daemon, tree)
-        part.accept()
-        return _json({"accepted": tree})
-
-    async def verify(request: web.Request) -> web.Response:
-        tree = str((await _body(request)).get("tree", ""))
-        if (follower := daemon.followers.get(tree)) is not None:
-            follower.verify()
-        elif (origin := daemon.origins.get(tree)) is not None:
-            origin.sweep()
-        else:
-            raise _unknown(daemon, tree)
-        return _json({"verifying": tree})
-
-    async def reload(_request: web.Request) -> web.Response:
-        await daemon.reload()
-        return _json({"reloaded": str(daemon.file)})
-
+    control = _Control(daemon)
     app = web.Application(client_max_size=64 << 10, middlewares=[_errors_as_json])
     app.add_routes(
         [
-            web.get("/v1/status", status),
-            web.post("/v1/approve", approve),
-            web.post("/v1/accept", accept),
-            web.post("/v1/verify", verify),
-            web.post("/v1/reload", reload),
+            web.get("/v1/status", control.status),
+            web.post("/v1/approve", control.approve),
+            web.post("/v1/accept", control.accept),
+            web.post("/v1/trust", control.trust),
+            web.post("/v1/forget", control.forget),
+            web.post("/v1/pull", control.pull),
+            web.post("/v1/verify", control.verify),
+            web.post("/v1/plan", control.plan),
+            web.post("/v1/rollback", control.rollback),
+            web.post("/v1/reload", control.reload),
         ]
     )
     return app
+
+
+class _Control:
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._verified: set[str] = set()
+
+    async def status(self, _request: web.Request) -> web.Response:
+        return _json(self._daemon.snapshot())
+
+    async def approve(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        follower = self._daemon.followers.get(_word(body, "tree"))
+        if follower is None or not follower.approve(_word(body, "token")):
+            raise NearpathError("nothing is held under this tree and token", "`syncd status` shows what is held")
+        return _json({"approved": follower.name})
+
+    async def accept(self, request: web.Request) -> web.Response:
+        part = self._part(await _body(request))
+        part.accept()
+        return _json({"accepted": part.name})
+
+    async def trust(self, request: web.Request) -> web.Response:
+        follower = self._copy(await _body(request), "it signs the root itself")
+        follower.trust()
+        return _json({"trusted": follower.name})
+
+    async def forget(self, request: web.Request) -> web.Response:
+        child = _word(await _body(request), "child")
+        offers = [part.offer for part in (*self._daemon.origins.values(), *self._daemon.followers.values())]
+        known = [await offer.forget(child) for offer in offers]
+        if not any(known):
+            raise NearpathError(f"no child {child!r} is known", "`syncd status` names those that are")
+        return _json({"forgotten": child, "configured": child in self._daemon.config.children})
+
+    async def pull(self, request: web.Request) -> web.Response:
+        follower = self._copy(await _body(request), "there is nothing to pull: its children do")
+        asked_s = time.monotonic()
+        follower.look()
+        return _json({"asked_s": asked_s})
+
+    async def verify(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        part = self._part(body)
+        if isinstance(part, Origin):
+            part.sweep()
+            return _json({"role": "origin", "entries": part.entries})
+        if part.name in self._verified:
+            raise NearpathError(f"tree {part.name} is being verified already", "wait for it")
+        self._verified.add(part.name)
+        try:
+            findings = await verify_now(part, self._daemon.store_of(part.name).with_suffix(".verify"))
+        finally:
+            self._verified.discard(part.name)
+        asked_s = time.monotonic()
+        if findings.differences and body.get("repair"):
+            part.verify()
+        return _json(
+            {
+                "role": "copy",
+                "asked_s": asked_s,
+                "entries": findings.entries,
+                "different": len(findings.differences),
+                "unsure": findings.unsure,
+                "differences": [
+                    {"path": os.fsdecode(found.path), "what": found.what} for found in findings.differences[:MAX_SHOWN]
+                ],
+                "troubles": [
+                    {"path": os.fsdecode(trouble.path), "why": str(trouble)}
+                    for trouble in findings.troubles[:MAX_SHOWN]
+                ],
+            }
+        )
+
+    async def plan(self, request: web.Request) -> web.Response:
+        follower = self._copy(await _body(request), "it is what others become")
+        plan = await plan_now(follower)
+        fetches = [fetch.entry for fetch in (*plan.payload, *plan.indexes)]
+        held = follower.status.held
+        return _json(
+            {
+                "fetch_files": len(fetches),
+                "fetch_bytes": plan.fetch_bytes,
+                "steps": len(plan.steps),
+                "deleted_entries": plan.deleted_entries,
+                "held": held.what if held else "",
+                "fetches": [{"path": os.fsdecode(e.path), "bytes": e.size} for e in fetches[:MAX_SHOWN]],
+                "deletes": [os.fsdecode(path) for path in plan.deletes[:MAX_SHOWN]],
+                "refused": [{"path": os.fsdecode(path), "why": why} for path, why in plan.refused[:MAX_SHOWN]],
+            }
+        )
+
+    async def rollback(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        follower = self._copy(body, "mode atomic is for copies")
+        number = body.get("version")
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise NearpathError("the version is no number", "`syncd rollback TREE` names those that are there")
+        if not body.get("release") and number is None:
+            kept = await follower.with_copy(lambda copy: copy.versions())
+            return _json({"versions": [{"version": number, "public": public} for number, public in kept]})
+        wish = follower.show_version(None if body.get("release") else number)
+        async with asyncio.timeout(WISH_TIMEOUT_S):
+            await wish
+        return _json({"shown": number})
+
+    async def reload(self, _request: web.Request) -> web.Response:
+        await self._daemon.reload()
+        return _json({"reloaded": str(self._daemon.file)})
+
+    def _part(self, body: dict[str, Any]) -> Follower | Origin:
+        name = _word(body, "tree")
+        part = self._daemon.followers.get(name) or self._daemon.origins.get(name)
+        if part is None:
+            raise NearpathError(f"there is no tree {name!r}", f"trees: {', '.join(self._daemon.config.trees)}")
+        return part
+
+    def _copy(self, body: dict[str, Any], why_not: str) -> Follower:
+        part = self._part(body)
+        if isinstance(part, Origin):
+            raise NearpathError(f"this node is the origin of tree {part.name}", why_not)
+        return part
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
@@ -73,8 +178,8 @@ async def _body(request: web.Request) -> dict[str, Any]:
     return body
 
 
-def _unknown(daemon: Daemon, tree: str) -> NearpathError:
-    return NearpathError(f"there is no tree {tree!r}", f"trees: {', '.join(daemon.config.trees)}")
+def _word(body: dict[str, Any], key: str) -> str:
+    return str(body.get(key, ""))[:255]
 
 
 @web.middleware
@@ -84,7 +189,10 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
         return answer
     except NearpathError as error:
         return _json({"error": error.what, "fix": error.fix}, 400)
+    except TimeoutError:
+        return _json({"error": "the daemon is busy with this tree", "fix": "`syncd status` says with what"}, 400)
 
 
 def _json(body: Any, status: int = 200) -> web.Response:
+    # A name that is no UTF-8 is text with surrogates here: JSON keeps it, the command shows it escaped.
     return web.Response(text=json.dumps(body) + "\n", status=status, content_type="application/json")

@@ -27,7 +27,7 @@ from syncd.io_publish import DiskFull, Layout
 from syncd.io_scan import Disk, Gone, Trouble
 from syncd.io_store import close_store, fact, open_store, set_fact, transaction
 from syncd.io_version import Versions
-from syncd.model import Change, Entry, Op
+from syncd.model import UNTOLD, Change, Entry, Op
 from syncd.note import Note, decode_changes, decode_note, encode_changes, encode_note
 from syncd.plan import Plan, make_plan
 from syncd.publish import Intent, PublishError, Ranks, Step, touched
@@ -221,6 +221,33 @@ class Copy:
             disk.close()
         return self._db.total_changes - before
 
+    # -- older versions
+
+    def versions(self) -> list[tuple[int, bool]]:
+        """(number, whether clients see it) of the versions of an atomic tree that are still there, oldest first."""
+        if not self._is_atomic:
+            return []
+        public = io_version.current(self._versions)
+        kept = sorted(int(name) for name in os.listdir(self._versions.versions) if name.isdigit())
+        return [(number, number == public) for number in kept]
+
+    @property
+    def pinned(self) -> int | None:
+        """The version that stays until it is released."""
+        number = int(fact(self._db, "pinned") or 0)
+        return number - 1 if number else None
+
+    def pin(self, number: int | None) -> None:
+        """Show an older version and stay at it; None: no more. PublishError when there is no such version."""
+        if number is not None:
+            if not self._is_atomic:
+                raise PublishError(f"tree {self.name} keeps no versions", "only trees of mode atomic do")
+            io_version.roll_back(self._versions, number, time.time())
+        with transaction(self._db):
+            set_fact(self._db, "pinned", 0 if number is None else number + 1)
+        if number is not None:
+            self.read_disk()
+
     # -- recording
 
     def _record(self, note: Note, intent: Intent) -> None:
@@ -266,6 +293,8 @@ class Copy:
         self._make_above(change.path, drafts, disk)
         self.index.move(change.source, change.path)
         row = old.row._replace(mode=stat.S_IFMT(old.row.mode) | change.entry.mode)
+        if row.is_directory:
+            row = row._replace(mtime_ns=change.entry.mtime_ns)
         self.index.put(change.path, row)
         drafts.append(Draft(Op.RENAME, change.path, row, change.source))
 
@@ -273,17 +302,22 @@ class Copy:
         row = _look(disk, path)
         if row is None:
             return
-        old = self.index.get(path)
-        if old is not None and old.row.is_directory != row.is_directory:
-            self.index.remove(path)
+        self._make_way(path, row, drafts)
         self._make_above(path, drafts, disk)
         self.index.put(path, row)
         drafts.append(Draft(Op.UPSERT, path, row))
 
+    def _make_way(self, path: bytes, row: Row, drafts: list[Draft]) -> None:
+        """Forget what is of another kind at `path`; told to our children too, who may have taken something below it."""
+        old = self.index.get(path)
+        if old is not None and old.row.is_directory != row.is_directory:
+            self.index.remove(path)
+            drafts.append(Draft(Op.DELETE, path))
+
     def _put_refused(self, path: bytes, target: bytes, mtime_ns: int, drafts: list[Draft], disk: Disk) -> None:
         """Index a symlink that is not published: so the hash is the origin's, and our children decide for themselves."""
         row = Row(stat.S_IFLNK | 0o777, 0, mtime_ns, 0, REFUSED, 0, target)
-        self.index.remove(path)
+        self._make_way(path, row, drafts)
         self._make_above(path, drafts, disk)
         self.index.put(path, row)
         drafts.append(Draft(Op.UPSERT, path, row))
@@ -295,8 +329,8 @@ class Copy:
             return
         if above:
             self._make_above(above, drafts, disk)
-        row = _look(disk, above) or Row(stat.S_IFDIR | 0o755, 0, 0, 0, 0, 0, b"")
-        self.index.remove(above)
+        row = _look(disk, above) or Row(stat.S_IFDIR | 0o755, 0, UNTOLD, 0, 0, 0, b"")
+        self._make_way(above, row, drafts)
         self.index.put(above, row)
         if above:
             drafts.append(Draft(Op.UPSERT, above, row))

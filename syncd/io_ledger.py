@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from syncd import wire
-from syncd.io_index import Index, Size
+from syncd.io_index import Child, Index, Size
 from syncd.io_journal import CompareManifests, Journal
 from syncd.io_store import fact, open_store, set_fact, transaction
 from syncd.manifest import Manifest
@@ -57,9 +57,17 @@ class Ledger:
         """Children: (sequence, wall time when it was last heard of)."""
         return self._journal.cursors()
 
+    def forget(self, node: str) -> bool:
+        """Drop a child that is no more; False when it is not known."""
+        return self._journal.forget(node)
+
     def trim(self) -> int:
         """Drop changes that nobody needs any more; how many."""
         return self._journal.trim(time.time())
+
+    def get(self, path: bytes) -> Child | None:
+        """What the index has at `path`."""
+        return self._index.get(path)
 
     def size(self) -> Size:
         """How much the tree holds; see `Index.size`."""

@@ -73,6 +73,17 @@ class Offer:
             self._news.set()
             self._news = asyncio.Event()
 
+    @property
+    def last(self) -> int:
+        """The newest sequence number, as far as it is known here."""
+        return max(0, self._last)
+
+    async def forget(self, node: str) -> bool:
+        """Drop a child that is no more, so that the journal is not kept for it; False when it is not known."""
+        known = self.seen.pop(node, None) is not None
+        self._moved.pop(node, None)
+        return await self.run(lambda ledger: ledger.forget(node)) or known
+
     async def changed(self, sequence: int) -> None:
         """Return once the journal is beyond `sequence`."""
         while self._last <= sequence:

@@ -123,19 +123,31 @@ class Parent:
                 raise ValueError(f"{entry.path!r} is no small file: see small.divide")
         failed: dict[bytes, str] = {}
         left = list({entry.path: entry for entry in entries}.values())
-        while left:
-            asked = left[: wire.MAX_FILES_ASKED]
-            body = wire.encode_ask([entry.path for entry in asked], wire.MAX_FILES_ASKED)
-            _, data, _ = await self._ask("POST", tree, "files", wire.MAX_FILES_BYTES, (200,), body=body)
-            answers = wire.decode_files(len(asked), data)
-            work = asyncio.ensure_future(asyncio.to_thread(stage_files, stage, asked, answers, hard_links))
-            try:
-                failed |= await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])  # nothing is written behind the back of who goes on
-                raise
-            left = left[len(answers) :]
+        # The next answer comes while one is written.
+        ahead = asyncio.create_task(self._files(tree, left)) if left else None
+        try:
+            while ahead is not None:
+                answers = await ahead
+                asked, left = left[: len(answers)], left[len(answers) :]
+                ahead = asyncio.create_task(self._files(tree, left)) if left else None
+                work = asyncio.ensure_future(asyncio.to_thread(stage_files, stage, asked, answers, hard_links))
+                try:
+                    failed |= await asyncio.shield(work)
+                except asyncio.CancelledError:
+                    await asyncio.wait([work])  # nothing is written behind the back of who goes on
+                    raise
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
         return failed
+
+    async def _files(self, tree: str, entries: Sequence[Entry]) -> list[wire.Answer]:
+        """Answers to the first so many of `entries`."""
+        asked = entries[: wire.MAX_FILES_ASKED]
+        body = wire.encode_ask([entry.path for entry in asked], wire.MAX_FILES_ASKED)
+        _, data, _ = await self._ask("POST", tree, "files", wire.MAX_FILES_BYTES, (200,), body=body)
+        return wire.decode_files(len(asked), data)
 
     def connector(self, tree: str) -> Connector:
         """For `io_rsync.pull`: rsync reaches the tree through `io_connector`, with the same token file and trust."""

@@ -157,10 +157,14 @@ def _stage(below: Below, entry: Entry, answer: Answer, link: bytes) -> str:
     assert isinstance(answer, Content)  # decode_files lets a link lead to nothing else
     if len(answer.content) != entry.size or answer.mtime_ns != entry.mtime_ns:
         return CHANGED
-    _make_room(below, entry.path)
     if not link:
-        _write(*below.at(entry.path), entry, answer.content)
+        try:
+            _write(*below.at(entry.path), entry, answer.content)
+        except (FileExistsError, PublishError):
+            _make_room(below, entry.path)
+            _write(*below.at(entry.path), entry, answer.content)
         return ""
+    _make_room(below, entry.path)
     below.at(link)
     target, name = below.at(entry.path)
     source, first = below.at(link)  # both are open now: see Below.directory
@@ -200,7 +204,7 @@ def _write(directory: int, name: bytes, entry: Entry, content: bytes) -> None:
     """The file whole, its time set last: what a crash leaves of it has another time, and is fetched again."""
     fd = os.open(name, _WRITE, 0o600, dir_fd=directory)
     try:
-        written = 0
+        written = os.write(fd, content) if content else 0
         while written < len(content):
             written += os.write(fd, content[written:])
         os.fchmod(fd, entry.mode)  # after the content: writing takes setuid away

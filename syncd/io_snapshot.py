@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncd.child_status import ChildStatus
 from syncd.io_child import Follower
 from syncd.io_lineage import shown
 from syncd.io_origin import Origin
@@ -24,6 +25,7 @@ def make_snapshot(daemon: Daemon) -> dict[str, Any]:
         trees[name] = _follower(daemon, name, follower) | _children(daemon, follower)
     return {
         "node": daemon.config.node,
+        "config": str(daemon.file),
         "addresses": daemon.addresses,
         "up_s": round(time.time() - daemon.started_wall_s, 1),
         "trees": dict(sorted(trees.items())),
@@ -57,16 +59,6 @@ def _origin(origin: Origin) -> dict[str, Any]:
 
 def _follower(daemon: Daemon, name: str, follower: Follower) -> dict[str, Any]:
     status, fresh = follower.status, follower.freshness()
-    now = time.monotonic()
-    fetching = None
-    if status.fetching is not None:
-        fetching = {
-            "files": status.fetching.files,
-            "done_files": status.fetching.done_files,
-            "bytes": status.fetching.size,
-            "done_bytes": status.fetching.done_bytes,
-            "for_s": round(now - status.fetching.since_s, 1),
-        }
     return {
         "role": "copy",
         "path": follower.tree.path,
@@ -84,27 +76,62 @@ def _follower(daemon: Daemon, name: str, follower: Follower) -> dict[str, Any]:
         "published": status.published,
         "version": fresh.version,
         "root_hash": status.root_hash,
+        "sequence": follower.offer.last,
         "lag_s": round(fresh.lag_s, 1) if status.has_content else None,
         "held": {"what": status.held.what, "token": status.held.token} if status.held else None,
-        "fetching": fetching,
+        "fetching": _fetching(status),
+        "fetched_files": follower.totals.fetched_files,
+        "fetched_bytes": follower.totals.fetched_bytes,
+        "differences_found": follower.totals.differences,
+        "current_asked_s": follower.current_asked_s,
         "troubles": [{"path": path, "why": why, "tries": tries} for path, why, tries in status.troubles],
         "refused": [{"path": os.fsdecode(path), "why": why} for path, why in status.refused_paths],
+        "refused_paths": status.refused,
         "differences": status.differences,
         "compared_wall_s": status.compared_wall_s or None,
         "hook_failed": status.hook_failed,
     }
 
 
+def _free_bytes(path: str) -> int | None:
+    """What the file system of a tree has left for this user; None when it cannot be asked."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def _fetching(status: ChildStatus) -> dict[str, Any] | None:
+    """How far a batch is, or the whole of a first sync; None while nothing is fetched."""
+    part, whole = status.fetching, status.whole
+    shown = whole or part
+    if shown is None:
+        return None
+    done_files, done_bytes = shown.done_files, shown.done_bytes
+    if whole is not None and part is not None:
+        done_files, done_bytes = done_files + part.done_files, done_bytes + part.done_bytes
+    return {
+        "files": shown.files,
+        "done_files": min(done_files, shown.files),
+        "bytes": shown.size,
+        "done_bytes": min(done_bytes, shown.size),
+        "for_s": round(time.monotonic() - shown.since_s, 1),
+    }
+
+
 def _children(daemon: Daemon, part: Origin | Follower) -> dict[str, Any]:
     server = daemon.server
     return {
+        "free_bytes": _free_bytes(part.tree.path),
         "children": {
             node: {
                 "sequence": sequence,
+                "behind": max(0, part.offer.last - sequence),
                 "seen_wall_s": seen_s,
                 "sent_bytes": server.sent_bytes[node] if server else 0,
                 "streams": server.streams[node] if server else 0,
             }
             for node, (sequence, seen_s) in part.offer.seen.items()
-        }
+        },
     }

@@ -42,7 +42,7 @@ MAX_LISTINGS_BYTES = 32 * 1024 * 1024
 MAX_ASK_BYTES = MAX_ASKED * (MAX_PATH_BYTES + 1)
 SMALL_FILE_BYTES = 64 * 1024
 """What comes by one request: an rsync takes two process starts and several round trips, as long as 64 KiB at 5 Mbit/s."""
-MAX_FILES_ASKED = 256
+MAX_FILES_ASKED = 500
 MAX_FILES_BYTES = 4 * 1024 * 1024
 """A whole answer with files, held in memory at both ends; what does not fit is asked for again."""
 MAX_SEQUENCE = 2**63 - 1

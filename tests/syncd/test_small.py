@@ -26,7 +26,7 @@ from syncd.model import Entry, Kind
 from syncd.plan import Fetch
 from syncd.publish import Do, PublishError, Step
 from syncd.rsync import Options
-from syncd.small import MAX_REQUEST_BYTES, MAX_REQUEST_FILES, divide
+from syncd.small import DELTA_BYTES, divide
 from syncd.wire import SMALL_FILE_BYTES, Content, Lack, Linked, decode_files
 from tests.syncd.serving import TOKEN, Site, make_certificate, served
 
@@ -48,13 +48,17 @@ def test_what_a_request_does_not_bring_goes_by_rsync(options: Options) -> None:
     assert divide([fetch(1)], options) == ((), (fetch(1),))
 
 
-def test_a_large_batch_goes_by_rsync_as_a_whole() -> None:
-    many = tuple(fetch(1, number) for number in range(MAX_REQUEST_FILES))
+def test_small_files_go_by_request_however_many() -> None:
+    many = tuple(fetch(SMALL_FILE_BYTES, number) for number in range(1000))
     assert divide(many, Options()) == (many, ())
-    assert divide((*many, fetch(10**9), fetch(1)), Options())[0] == ()
-    full = tuple(fetch(SMALL_FILE_BYTES, number) for number in range(MAX_REQUEST_BYTES // SMALL_FILE_BYTES))
-    assert divide(full, Options()) == (full, ())
-    assert divide((*full, fetch(1)), Options()) == ((), (*full, fetch(1)))
+    assert divide((*many, fetch(10**9)), Options()) == (many, (fetch(10**9),))
+
+
+def test_what_rsync_would_compress_or_slow_down_goes_by_rsync_when_it_is_much() -> None:
+    full = tuple(fetch(SMALL_FILE_BYTES, number) for number in range(DELTA_BYTES // SMALL_FILE_BYTES))
+    for options in (Options(compress=True), Options(limit_bytes_s=10**9)):
+        assert divide(full, options) == (full, ())
+        assert divide((*full, fetch(1)), options) == ((), (*full, fetch(1)))
 
 
 def test_a_bandwidth_limit_holds() -> None:

@@ -1,0 +1,161 @@
+"""Looking at a copy without changing it: what would be done now (`syncd plan`), and what is wrong on its disk (`verify`).
+
+Both run beside the follower. What it publishes meanwhile is no finding: paths that the parent's journal names since the
+beginning are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from syncd.io_child import Follower
+from syncd.io_compare import Comparer, Depth
+from syncd.io_index import Child, Index
+from syncd.io_ledger import Ledger
+from syncd.io_parent import Parent
+from syncd.io_scan import Disk, Trouble
+from syncd.io_store import close_store, open_store, transaction
+from syncd.manifest import Comparison, compare_as_it_is
+from syncd.model import Change, Entry, Kind, Op
+from syncd.plan import Plan
+from syncd.wire import Behind
+
+_SLICE = 2_000
+"""Directories read in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One path that is not as the parent has it, and how."""
+
+    path: bytes
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a verification found. `unsure`: paths that changed meanwhile, of which nothing can be said."""
+
+    entries: int
+    differences: tuple[Difference, ...]
+    troubles: tuple[Trouble, ...]
+    """what could not be looked at"""
+    unsure: int
+
+
+async def plan_now(follower: Follower) -> Plan:
+    """What a follower would fetch and do if it did it now; everything it waits for, is held for, and has not asked for."""
+    _, parent = follower.at_hand()
+    cursor = await follower.with_copy(lambda copy: copy.cursor())
+    answer = await parent.journal(follower.name, cursor, 0.0)
+    if isinstance(answer, Behind):
+        changes: Sequence[Change] = (await follower.compare_with(parent)).changes
+    else:
+        later = await follower.with_copy(lambda copy: copy.later())
+        changes = (*later, *answer.changes)
+    return await follower.with_copy(lambda copy: copy.plan(changes))
+
+
+async def verify_now(follower: Follower, scratch: Path) -> Findings:
+    """Read every name on the disk and compare it with the parent's listings; `scratch` is made for it, and removed."""
+    copy, parent = follower.at_hand()
+    cursor = await follower.with_copy(lambda copy: copy.cursor())
+    root = copy.root
+    loop = asyncio.get_running_loop()
+    try:
+        entries, troubles, found, had = await asyncio.to_thread(
+            _read_and_compare, root, scratch, parent, follower, loop
+        )
+    finally:
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{scratch}{suffix}")
+    meanwhile = await parent.journal(follower.name, cursor, 0.0)
+    moved = set(found.moved)
+    if isinstance(meanwhile, Behind):
+        return Findings(entries, (), troubles, len(found.changes) + len(moved))
+    for change in meanwhile.changes:
+        moved |= {change.path, *([change.source] if change.source else [])}
+    sure = [change for change in found.changes if not _is_below(change.path, moved)]
+    differences = tuple(Difference(change.path, _difference(change, had.get(change.path))) for change in sure)
+    return Findings(entries, differences, troubles, len(found.changes) - len(sure) + len(found.moved))
+
+
+def _read_and_compare(
+    root: bytes, scratch: Path, parent: Parent, follower: Follower, loop: asyncio.AbstractEventLoop
+) -> tuple[int, tuple[Trouble, ...], Comparison, dict[bytes, Child | None]]:
+    """In a thread of its own: (entries read, troubles, what differs, what is here at each path that differs)."""
+    troubles = _read(root, scratch)
+    ledger = Ledger(scratch)
+    try:
+        with ledger.local() as local:
+            steps = compare_as_it_is(local)
+            try:
+                asked = next(steps)
+                while True:
+                    asking = asyncio.run_coroutine_threadsafe(parent.listings(follower.name, asked), loop)
+                    asked = steps.send(asking.result())
+            except StopIteration as done:
+                found: Comparison = done.value
+            had = {change.path: ledger.get(change.path) for change in found.changes}
+        return ledger.size().entries, troubles, found, had
+    finally:
+        ledger.close()
+
+
+def _read(root: bytes, scratch: Path) -> tuple[Trouble, ...]:
+    db = open_store(scratch)
+    disk = Disk(root)
+    try:
+        index = Index(db)
+        comparer = Comparer(disk, index)
+        comparer.quiet = True
+        stack = [(b"", Depth.ALL)]
+        while stack:
+            with transaction(db):
+                for _ in range(min(_SLICE, len(stack))):
+                    comparer.walk(*stack.pop())
+                    stack.extend(comparer.take_walks())
+        return tuple(comparer.take().troubles)
+    finally:
+        disk.close()
+        close_store(db)
+
+
+def _is_below(path: bytes, moved: set[bytes]) -> bool:
+    if not path:
+        return path in moved
+    parts = path.split(b"/")
+    return any(b"/".join(parts[:n]) in moved for n in range(1, len(parts) + 1))
+
+
+def _difference(change: Change, had: Child | None) -> str:
+    if change.op is Op.DELETE:
+        return "should not be here"
+    entry = change.entry
+    if had is None or entry is None:
+        return "is missing"
+    return _wrong(entry, had)
+
+
+_KINDS = {Kind.FILE: "a file", Kind.DIRECTORY: "a directory", Kind.SYMLINK: "a symlink"}
+
+
+def _wrong(entry: Entry, had: Child) -> str:
+    row = had.row
+    if row.is_directory != (entry.kind is Kind.DIRECTORY):
+        return f"should be {_KINDS[entry.kind]}"
+    if entry.kind is Kind.FILE and row.size != entry.size:
+        return f"has {row.size:,} bytes, should have {entry.size:,}"
+    if entry.kind is Kind.SYMLINK and row.target != entry.target:
+        return f"leads to {os.fsdecode(row.target)!r}, should lead to {os.fsdecode(entry.target)!r}"
+    if (row.mode & 0o7777) != entry.mode:
+        return f"has mode {row.mode & 0o7777:04o}, should have {entry.mode:04o}"
+    if row.mtime_ns != entry.mtime_ns:
+        return "has another modification time"
+    return "is different"
