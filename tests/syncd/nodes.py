@@ -31,6 +31,20 @@ def free_port() -> int:
         return port
 
 
+def ask_socket(socket_file: Path, method: str = "GET", path: str = "/v1/status", body: Any = None) -> Any:
+    """What a syncd answers on its control socket; None when there is none."""
+    connection = http.client.HTTPConnection("syncd", timeout=20)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.connect(str(socket_file))
+        connection.request(method, path, body=json.dumps(body) if body is not None else None)
+        return json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
 @dataclass
 class Node:
     """One mirror node. `tree` is the published directory of its one tree `t`."""
@@ -52,9 +66,7 @@ class Node:
     def log(self) -> str:
         return (self.home / "log").read_text("utf-8", "replace")
 
-    def configure(
-        self, parents: Sequence[Node] = (), children: Sequence[str] = (), key: str = "", **tree: Any
-    ) -> None:
+    def configure(self, parents: Sequence[Node] = (), children: Sequence[str] = (), key: str = "", **tree: Any) -> None:
         """Write its configuration; more keys of the tree as keywords."""
         self.home.mkdir(parents=True, exist_ok=True)
         token = self.home / "token"
@@ -73,7 +85,15 @@ class Node:
 
     def run(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """The `syncd` command with this node's configuration."""
-        command = [sys.executable, "-m", "syncd.main", arguments[0], "-c", str(self.home / "syncd.yaml"), *arguments[1:]]
+        command = [
+            sys.executable,
+            "-m",
+            "syncd.main",
+            arguments[0],
+            "-c",
+            str(self.home / "syncd.yaml"),
+            *arguments[1:],
+        ]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, **more)
 
     def key(self) -> str:
@@ -105,16 +125,7 @@ class Node:
 
     def ask(self, method: str = "GET", path: str = "/v1/status", body: Any = None) -> Any:
         """What the control socket answers; None when there is none."""
-        connection = http.client.HTTPConnection("syncd", timeout=20)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        try:
-            connection.sock.connect(str(self.home / "state" / "control.sock"))
-            connection.request(method, path, body=json.dumps(body) if body is not None else None)
-            return json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException):
-            return None
-        finally:
-            connection.close()
+        return ask_socket(self.home / "state" / "control.sock", method, path, body)
 
     def status(self) -> dict[str, Any]:
         """What it says of its tree."""
@@ -128,7 +139,9 @@ class Node:
             if self.process is not None and self.process.poll() is not None:
                 raise AssertionError(f"{self.name} ended with {self.process.returncode}:\n{self.log[-3000:]}")
             if time.monotonic() > until_s:
-                raise AssertionError(f"{self.name}: not within {timeout_s:g} s: {what}\n{self.status()}\n{self.log[-3000:]}")
+                raise AssertionError(
+                    f"{self.name}: not within {timeout_s:g} s: {what}\n{self.status()}\n{self.log[-3000:]}"
+                )
             time.sleep(0.02)
 
     def until_current(self, root_hash: str, timeout_s: float = 60.0) -> None:

@@ -1,0 +1,309 @@
+"""The `syncd` command against real nodes: what operators type, what they read, and the exit statuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from core.errors import NearpathError
+from syncd.io_cli_show import printable, size
+from syncd.main import app
+from tests.syncd.nodes import Node, differences, running
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed and how it ended; `error` is what `main` prints to stderr."""
+
+    status: int
+    text: str
+    error: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+def syncd(node: Node, *arguments: str) -> Said:
+    """Run a command with a node's configuration, in this process: it asks the node's, which is a real one."""
+    done = CliRunner().invoke(app, [arguments[0], "-c", str(node.home / "syncd.yaml"), *arguments[1:]])
+    if isinstance(done.exception, NearpathError):
+        return Said(1, done.stdout, str(done.exception))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Said(done.exit_code, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """An origin, a copy in mode live, and a copy of the copy in mode atomic; all current."""
+
+    origin: Node
+    region: Node
+    edge: Node
+
+
+@pytest.fixture(scope="module")
+def tiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiers]:
+    home = tmp_path_factory.mktemp("tiers")
+    origin, region, edge = (Node(name, home / name) for name in ("origin", "region", "edge"))
+    origin.configure(children=["region"])
+    for i in range(60):
+        place = origin.tree / f"d{i % 6}" / f"f{i}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"%d" % i * 100)
+    key = syncd(origin, "key", "t").text.strip()
+    region.configure([origin], ["edge"], key)
+    edge.configure([region], [], key, mode="atomic")
+    with running(origin, region, edge):
+        yield Tiers(origin, region, edge)
+
+
+def pull(node: Node) -> None:
+    said = syncd(node, "pull", "t")
+    assert said.status == 0, said.error
+    assert said.text == "t is current\n"
+
+
+def settled(tiers: Tiers, *nodes: Node) -> None:
+    """All that is on the origin's disk is on the nodes'."""
+    for node in nodes:
+        node.until(lambda node=node: differences(tiers.origin.tree, node.tree) == [], "it has all")  # type: ignore[misc]
+
+
+# --- looking ------------------------------------------------------------------------------------------------------------
+
+
+def test_pull_ends_when_the_copy_is_current(tiers: Tiers) -> None:
+    for node in (tiers.region, tiers.edge):
+        pull(node)
+        settled(tiers, node)
+    assert syncd(tiers.edge, "pull", "t", "--progress").status == 0
+
+
+def test_status_tells_of_every_tree(tiers: Tiers) -> None:
+    tiers.region.until(lambda: "edge" in tiers.region.status()["children"], "its child asked")
+    tiers.region.until(lambda: tiers.region.status()["entries"] == 67, "it has counted")
+    told = syncd(tiers.region, "status").text
+    for words in ("tree t", "copy, live", "current", "67 entries", "▶ origin", "edge  has everything", "at most"):
+        assert words in told
+    told = syncd(tiers.origin, "status").text
+    assert "origin" in told and "7 directories watched" in told and syncd(tiers.origin, "key", "t").text.strip() in told
+    assert syncd(tiers.edge, "status", "--json").json["trees"]["t"]["mode"] == "atomic"
+
+
+def test_verify_reports_and_repairs(tiers: Tiers) -> None:
+    pull(tiers.region)
+    settled(tiers, tiers.region)
+    assert syncd(tiers.region, "verify", "t").status == 0
+    (tiers.region.tree / "d1/f1").write_bytes(b"x")
+    (tiers.region.tree / "d2/f2").unlink()
+    (tiers.region.tree / "d2/\x1b[31m\n").write_bytes(b"")
+    (tiers.region.tree / "d3/f3").chmod(0o600)
+    said = syncd(tiers.region, "verify", "t", "--no-repair")
+    assert said.status == 1
+    assert "d1/f1: has 1 bytes, should have 100\n" in said.text
+    assert "d2/f2: is missing\n" in said.text
+    assert "d2/\\x1b[31m\\n: should not be here\n" in said.text
+    assert "d3/f3: has mode 0600, should have 0644\n" in said.text
+    assert len(differences(tiers.origin.tree, tiers.region.tree)) >= 4, "nothing was repaired"
+    again = syncd(tiers.region, "verify", "t", "--json")
+    assert again.status == 1
+    assert {"path": "d2/f2", "what": "is missing"} in again.json["differences"]
+    assert differences(tiers.origin.tree, tiers.region.tree) == []
+    assert syncd(tiers.region, "verify", "t").text == "t: 67 entries read, 0 different\n"
+
+
+def test_held_deletes_are_planned_shown_and_approved(tiers: Tiers) -> None:
+    pull(tiers.edge)
+    (tiers.origin.tree / "new").write_bytes(b"n" * 10)
+    for i in range(1, 6):
+        shutil.rmtree(tiers.origin.tree / f"d{i}")
+    tiers.region.until(lambda: tiers.region.status()["state"] == "held", "deletes are held")
+    told = syncd(tiers.region, "plan", "t").text
+    assert "held: tree t: " in told and " entries to delete" in told
+    said = syncd(tiers.region, "pull", "t")
+    assert said.status == 1 and "held" in said.error
+    token = tiers.region.status()["held"]["token"]
+    assert f"syncd approve t {token}\n" in "\n".join(
+        line.rstrip() for line in syncd(tiers.region, "status").text.splitlines()
+    )
+    assert "nothing is held" in syncd(tiers.region, "approve", "t", "00000000").error
+    assert syncd(tiers.region, "approve", "t", token).status == 0
+    settled(tiers, tiers.region)
+    assert syncd(tiers.region, "plan", "t").text == "nothing to do\n"
+    # The edge has a guard of its own.
+    tiers.edge.until(lambda: tiers.edge.status()["state"] == "held", "deletes are held")
+    syncd(tiers.edge, "approve", "t", tiers.edge.status()["held"]["token"])
+    settled(tiers, tiers.edge)
+
+
+def test_rollback_stays_until_released(tiers: Tiers) -> None:
+    pull(tiers.edge)
+    (tiers.origin.tree / "file").write_text("good")
+    tiers.edge.until(lambda: (tiers.edge.tree / "file").exists(), "it has the file")
+    versions = syncd(tiers.edge, "rollback", "t").text.split()
+    assert versions[-1] == "shown"
+    before, good = versions[-3], versions[-2]
+    assert "there is no version 999" in syncd(tiers.edge, "rollback", "t", "999").error
+    assert syncd(tiers.edge, "rollback", "t", before).status == 0
+    assert not (tiers.edge.tree / "file").exists()
+    (tiers.origin.tree / "file").write_text("better")
+    pull(tiers.region)
+    said = syncd(tiers.edge, "pull", "t")
+    assert said.status == 1 and "rolled back" in said.error
+    assert os.readlink(tiers.edge.tree).endswith(f"/{before}")
+    tiers.edge.stop()
+    tiers.edge.start()
+    tiers.edge.until(lambda: tiers.edge.status()["state"] == "held", "it stays after a restart")
+    assert tiers.edge.status()["version"] == 0, "dnsd must not take it for the newest"
+    assert syncd(tiers.edge, "rollback", "t", "--release").status == 0
+    pull(tiers.edge)
+    assert (tiers.edge.tree / "file").read_text() == "better"
+    assert int(good) > int(before)
+
+
+def test_trust_forget_accept_reload(tiers: Tiers) -> None:
+    assert syncd(tiers.region, "trust", "t").status == 0
+    pull(tiers.region)
+    assert tiers.region.status()["root_hash"] == tiers.origin.status()["root_hash"]
+    assert "comes back" in syncd(tiers.origin, "forget", "region").text
+    assert "no child 'nobody'" in syncd(tiers.origin, "forget", "nobody").error
+    assert syncd(tiers.origin, "accept", "t").status == 0
+    assert syncd(tiers.region, "reload").text == "reloaded\n"
+    for command in ("trust", "pull", "plan", "rollback"):
+        assert "is the origin" in syncd(tiers.origin, command, "t").error
+    assert "there is no tree 'x'" in syncd(tiers.region, "verify", "x").error
+
+
+def test_trust_takes_an_origin_that_begins_anew(tmp_path: Path) -> None:
+    origin, copy = Node("origin", tmp_path / "origin"), Node("copy", tmp_path / "copy")
+    origin.configure(children=["copy"])
+    origin.tree.mkdir()
+    (origin.tree / "file").write_text("one")
+    copy.configure([origin], key=syncd(origin, "key", "t").text.strip())
+    with running(origin, copy):
+        copy.until(lambda: copy.status()["root_hash"], "it is current")
+        # As if the clock had been far ahead when the last root was signed.
+        origin.stop()
+        shutil.rmtree(origin.home / "state/trees")
+        version = copy.status()["version"]
+        copy.stop()
+        assert version
+        _sign_ahead(copy, origin)
+        copy.start()
+        origin.start()
+        copy.until(lambda: "syncd trust" in copy.status()["why"], "an older root is refused")
+        assert syncd(copy, "trust", "t").status == 0
+        pull(copy)
+        assert copy.status()["root_hash"] == origin.status()["root_hash"]
+
+
+def _sign_ahead(copy: Node, origin: Node) -> None:
+    """Make the copy remember a root of the origin's key with a version of the year 2100."""
+    from syncd.io_store import close_store, open_store, set_fact
+    from syncd.signed_root import Root, sign_root
+
+    seed = bytes.fromhex((origin.home / "state/keys/t.key").read_text().strip())
+    db = open_store(copy.home / "state/trees/t.db")
+    set_fact(db, "signed_root", sign_root(Root("t", 4102444800, b"\1" * 32, 1, 0.0), seed))
+    close_store(db)
+
+
+# --- without a daemon ---------------------------------------------------------------------------------------------------
+
+
+def test_no_daemon_is_said(tmp_path: Path) -> None:
+    node = Node("alone", tmp_path)
+    node.configure()
+    assert "no syncd answers" in syncd(node, "status").error
+
+
+def test_no_permission_is_said(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: becomes another user")
+    node = Node("alone", tmp_path)
+    node.configure()
+    node.tree.mkdir()
+    with running(node):
+        said = node.run("status", user="nobody", extra_groups=[]) if _reachable_by_nobody(node) else None
+    if said is None:
+        pytest.skip("this checkout cannot be read by another user")
+    assert said.returncode == 1
+    assert "no permission" in said.stderr and "group" in said.stderr
+
+
+def _reachable_by_nobody(node: Node) -> bool:
+    import subprocess
+    import sys
+
+    for place in [node.home, *node.home.parents][:4]:
+        place.chmod(place.stat().st_mode | 0o755) if place.stat().st_uid == os.getuid() and place != Path(
+            "/tmp"
+        ) else None
+    done = subprocess.run([sys.executable, "-c", "import syncd.main"], cwd=Path(__file__).parents[2], user="nobody")
+    return done.returncode == 0
+
+
+def test_token_is_kept_from_the_screen(tmp_path: Path) -> None:
+    file = tmp_path / "edge.token"
+    done = CliRunner().invoke(app, ["token", "--file", str(file)])
+    drawn = file.read_text().strip()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600 and len(drawn) >= 43
+    assert drawn not in done.stdout
+    assert hashlib.sha256(drawn.encode()).hexdigest() in done.stdout
+    again = CliRunner().invoke(app, ["token", "--file", str(file)])
+    assert isinstance(again.exception, NearpathError)
+    assert file.read_text().strip() == drawn
+
+
+def test_check_config_tells_all_faults_and_hints(tmp_path: Path) -> None:
+    node = Node("one", tmp_path)
+    node.configure()
+    file = tmp_path / "syncd.yaml"
+    good = yaml.safe_load(file.read_text())
+    node.tree.mkdir()
+    assert syncd(node, "check-config").text.endswith(": good\n")
+    copy = {"path": str(tmp_path / "copy"), "parents": ["up"], "public_key": "0" * 64}
+    away = Path("/dev/shm")
+    if away.is_dir() and away.stat().st_dev != tmp_path.stat().st_dev:
+        copy["work"] = str(away / "syncd-test-never-made")
+    parents = {"up": {"url": "https://up.example:8730", "token_file": "token"}}
+    file.write_text(yaml.safe_dump(good | {"trees": {"t": copy}, "parents": parents}))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "token").chmod(0o644)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o777)
+    said = syncd(node, "check-config")
+    assert said.status == 0
+    assert f"chmod 0600 {tmp_path / 'token'}" in said.text
+    assert "open to everybody" in said.text
+    assert ("another file system" in said.text) == ("work" in copy)
+    assert syncd(node, "check-config", "--strict").status == 1
+    file.write_text(yaml.safe_dump(good | {"trees": {"t": copy | {"pol": 1}}, "listen": ["0.0.0.0:8730"]}))
+    faults = syncd(node, "check-config").error
+    for words in ("trees.t.parents", "pol", "without `tls`", "add `children`"):
+        assert words in faults
+
+
+# --- what is printed ----------------------------------------------------------------------------------------------------
+
+
+def test_names_cannot_drive_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\nc\udcffé") == "a\\x1b[2Jb\\nc\\xffé"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e12, "2.5 TB")])
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text

@@ -1,0 +1,99 @@
+"""Recording a large batch at once: it must come to what recording each path by itself comes to."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncd.io_index import Index
+from syncd.io_record import record_upserts
+from syncd.io_scan import Disk
+from syncd.io_store import close_store, open_store, transaction
+from syncd.row import Row
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    db = open_store(tmp_path / "store.db")
+    with transaction(db):
+        yield Index(db)
+    close_store(db)
+
+
+FILE, DIRECTORY = 0o100644, 0o040755
+
+
+def row(mode: int, inode: int, size: int = 0) -> Row:
+    return Row(mode, size, 1, 1, 0, inode, b"")
+
+
+def content(index: Index) -> list[tuple[bytes, int, int]]:
+    return [(entry.path, entry.mode, entry.size) for entry in index.entries()]
+
+
+def test_many_at_once_is_one_after_the_other(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    found = []
+    for name in ("one", "all"):
+        db = open_store(tmp_path / f"{name}.db")
+        index = Index(db)
+        rng.seed(5)
+        with transaction(db):
+            index.put(b"", row(DIRECTORY, 1))
+            for inode in range(2, 60):
+                homes = rng.randrange(1, 4)
+                rows = {b"d%d" % n: row(DIRECTORY, 1000 * inode + n) for n in range(homes)}
+                for _ in range(rng.randrange(30)):
+                    path = b"d%d/f%d" % (rng.randrange(homes), rng.randrange(20))
+                    rows[path] = row(FILE, 1000 * inode, rng.randrange(100))
+                batch = sorted(rows.items(), key=lambda item: (item[1].mode == FILE, item[0]))
+                if name == "all":
+                    index.put_all(batch)
+                else:
+                    for path, each in batch:
+                        index.put(path, each)
+        found.append(content(index))
+        close_store(db)
+    assert found[0] == found[1]
+    assert len(found[0]) > 50
+
+
+@pytest.mark.parametrize("many", [1, 20])
+def test_what_was_below_a_directory_that_is_a_file_now_is_forgotten(index: Index, many: int) -> None:
+    index.put_all([(b"", row(DIRECTORY, 1)), (b"d", row(DIRECTORY, 2)), (b"d/e", row(DIRECTORY, 3))])
+    index.put_all([(b"d/e/f", row(FILE, 4)), (b"d/g", row(FILE, 5))])
+    index.put_all([(b"d/e" if n == 0 else b"d/n%02d" % n, row(FILE, 10 + n)) for n in range(many)])
+    paths = [path for path, _, _ in content(index)]
+    assert b"d/e" in paths
+    assert b"d/e/f" not in paths
+    index.put_all([(b"d/e", row(DIRECTORY, 99))])
+    assert index.children(index.number(b"d/e") or 0) == {}
+    with pytest.raises(KeyError):
+        index.put_all([(b"nowhere/f", row(FILE, 7))])
+
+
+def test_the_disk_is_asked_and_drafts_say_what_it_has(tmp_path: Path, index: Index) -> None:
+    root = tmp_path / "tree"
+    (root / "d").mkdir(parents=True)
+    (root / "d/f").write_text("abc")
+    (root / "d/link").symlink_to("f")
+    (root / "outside").symlink_to(tmp_path)
+    disk = Disk(os.fsencode(root))
+    try:
+        assert record_upserts(index, disk, [b"d/f"]) is None, "nothing above it is indexed"
+        index.put(b"", row(DIRECTORY, 1))
+        paths = [b"", b"d", b"d/f", b"d/gone", b"d/link", b"gone/f", b"outside/store.db", b"x" * 5000]
+        drafts = record_upserts(index, disk, paths)
+    finally:
+        disk.close()
+    assert drafts is not None
+    assert [draft.path for draft in drafts] == [b"", b"d", b"d/f", b"d/link"]
+    assert [path for path, _, _ in content(index)] == [b"", b"d", b"d/f", b"d/link"]
+    found = index.get(b"d/f")
+    assert found is not None
+    assert found.row == drafts[2].row
+    assert found.row.inode == (root / "d/f").stat().st_ino
