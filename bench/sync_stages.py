@@ -1,6 +1,6 @@
 """Where the time of a large batch goes: the stages from a write at the origin to the index of a child, one by one.
 
-Run with `python -m bench.sync_stages [FILES]` (100,000 of 1 KB in directories of 100 by default). Every stage runs alone, in
+Run with `python -m bench.sync_stages [FILES]` (100,000 of 1 KB in directories of 100 by default). Every stage runs alone in
 this process, over batches as the daemon makes them; what is printed is microseconds per file, and the sums of both ends.
 A tool for whoever makes syncd faster; what users get is measured by `bench_sync`.
 """
@@ -209,7 +209,7 @@ def record(clock: Clock, db: Any, index: Index, journal: Journal, layout: Layout
             if change.op is Op.DELETE:
                 index.remove(change.path)
         with clock.stage("  of which lstat"):
-            rows = [(path, row) for path in upserts if (row := disk.look(path)) is not None]
+            rows = list(disk.look_all(upserts))
         with clock.stage("  of which index"):
             index.put_all(rows)
         with clock.stage("  of which journal"):

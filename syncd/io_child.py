@@ -7,14 +7,11 @@ with what is recorded. The copy itself is worked on in a thread of its own (`Cop
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -22,25 +19,16 @@ from core.config_sync import Tree
 from core.errors import MessageError, NearpathError
 from core.io_log import get_logger
 from syncd.child_status import Activity, ChildStatus, Fetching, Totals
-from syncd.coalesce import coalesce
-from syncd.guard import DeleteLimits, Objection, Reserve, check_deletes, check_space
 from syncd.io_copy import Copy, CopyError
-from syncd.io_hooks import run_hook
+from syncd.io_intake import Board, Held, Intake, NoRoom, in_parts, weight
 from syncd.io_ledger import Ledger
 from syncd.io_offer import Freshness, Offer
 from syncd.io_parent import Parent, ParentError
 from syncd.io_publish import DiskFull
-from syncd.io_rsync import pull_all
 from syncd.io_store import StoreBusy
 from syncd.manifest import Comparison, ManifestError, compare_as_it_is
-from syncd.model import Change, Kind, Op
-from syncd.note import Note
-from syncd.plan import Fetch, Plan
-from syncd.publish import Do, hold_back
-from syncd.rsync import Arrived, Options, Progress, Result, Verdict
+from syncd.model import Change
 from syncd.signed_root import Root, verify_root
-from syncd.small import divide
-from syncd.transfer import Retries, Window, limit_at, split
 from syncd.wire import Batch, Behind, Cursor
 
 T = TypeVar("T")
@@ -55,26 +43,12 @@ QUIET_POLLS = 2
 """Polls without news after which a hash that is not the signed one is taken for drift, not for a root still to come."""
 MAX_ROUNDS = 20
 """Comparisons in a row of a tree that changes while it is compared; what is left then, the journal brings."""
-PART = 10_000
-"""Changes published at once when a whole tree is brought up to another: progress is kept, and memory stays bounded."""
 
 _log = get_logger("child")
 
 
-class Held(NearpathError):
-    """A guard holds the batch until it is approved, or the tree changes."""
-
-    def __init__(self, objection: Objection) -> None:
-        super().__init__(objection.what, objection.fix)
-        self.objection = objection
-
-
 class Pinned(NearpathError):
     """The copy shows an older version because an operator said so."""
-
-
-class NoRoom(NearpathError):
-    """The disk has no room for the batch."""
 
 
 class Lineage(Protocol):
@@ -104,19 +78,16 @@ class Follower:
     def __init__(self, name: str, tree: Tree, store: Path, lineage: Lineage, on_change: Callable[[], None]) -> None:
         self.name = name
         self.tree = tree
-        self.status = ChildStatus()
+        self.board = Board(name, on_change)
         self.offer = Offer(store, self.freshness, self._served_path)
-        self.retries = Retries()
         self._store = store
         self._lineage = lineage
-        self._on_change = on_change
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"copy-{name}")
         self._copy: Copy | None = None
         self._task: asyncio.Task[None] | None = None
         self._known = _Knowledge()
         self._root: Root | None = None
         self._matched: Root | None = None
-        self._approved = ""
         self._accept = False
         self._nudge = asyncio.Event()
         self._look = asyncio.Event()
@@ -125,13 +96,12 @@ class Follower:
         self._wish: tuple[int | None, asyncio.Future[None]] | None = None
         self.current_asked_s = 0.0
         """monotonic time of the last question to the parent after whose answer the copy was current"""
-        self.totals = Totals()
         self._compare_due = False
         self._reread_due = False
         self._is_caught_up = False
         self._quiet_polls = 0
         self._blob = b""
-        self._rng = random.Random()
+        self.intake = Intake(name, tree, self.board, self._work, self._announce)
 
     # -- life
 
@@ -142,7 +112,7 @@ class Follower:
         except StoreBusy:
             raise
         except NearpathError as error:
-            self._note(Activity.STOPPED, str(error))
+            self.board.note(Activity.STOPPED, str(error))
         self._task = asyncio.create_task(self._run(), name=f"follow-{self.name}")
 
     async def stop(self) -> None:
@@ -160,7 +130,7 @@ class Follower:
         held = self.status.held
         if held is None or held.token != token.strip().lower():
             return False
-        self._approved = held.token
+        self.intake.approved = held.token
         self._nudge.set()
         return True
 
@@ -220,6 +190,16 @@ class Follower:
         return Freshness(max(0.0, lag_s), self._known.version)
 
     @property
+    def status(self) -> ChildStatus:
+        """What the copy says of itself now."""
+        return self.board.status
+
+    @property
+    def totals(self) -> Totals:
+        """What was done since the start."""
+        return self.board.totals
+
+    @property
     def matched(self) -> Root | None:
         """The newest signed root that the copy was found equal to."""
         return self._matched
@@ -230,9 +210,12 @@ class Follower:
     async def _work(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
+    async def _announce(self) -> None:
+        self.offer.announce(await self.offer.run(Ledger.last))
+
     async def _open(self) -> Copy:
         if self._copy is None:
-            self._note(Activity.READING, "")
+            self.board.note(Activity.READING, "")
             accept = self._accept
             copy = await self._work(lambda: Copy(self.name, self.tree, self._store, accept=accept))
             self._accept = False
@@ -242,7 +225,7 @@ class Follower:
             self.offer.announce(await self.offer.run(Ledger.last))
             size = await self._work(copy.size)
             has_content = bool((await self._work(copy.cursor)).journal)
-            self.status = replace(self.status, entries=size.entries, bytes_=size.bytes, has_content=has_content)
+            self.board.update(entries=size.entries, bytes_=size.bytes, has_content=has_content)
             _log.info("tree_opened", tree=self.name, entries=size.entries, recovered=recovery.went_on)
         return self._copy
 
@@ -256,38 +239,38 @@ class Follower:
                 await self._obey(copy)
                 chosen = self._lineage.choose(self.name)
                 if chosen is None:
-                    self._note(Activity.NO_PARENT, "no parent answers")
+                    self.board.note(Activity.NO_PARENT, "no parent answers")
                 else:
                     name, parent = chosen
                     await self._follow(copy, name, parent)
                     again_s = AGAIN_S
                     continue
             except Pinned as pinned:
-                self._note(Activity.HELD, str(pinned))
+                self.board.note(Activity.HELD, str(pinned))
                 wait_s = MAX_AGAIN_S
             except Held as held:
-                self._note(Activity.HELD, str(held), held=held.objection)
+                self.board.note(Activity.HELD, str(held), held=held.objection)
                 wait_s = HELD_AGAIN_S
             except (DiskFull, NoRoom) as error:
-                self._note(Activity.DISK_FULL, str(error))
+                self.board.note(Activity.DISK_FULL, str(error))
                 wait_s = FULL_AGAIN_S
             except (ParentError, MessageError) as error:
-                self._note(Activity.NO_PARENT, str(error))
+                self.board.note(Activity.NO_PARENT, str(error))
                 self._lineage.failed(name, self.name, str(error))
                 wait_s = 0.2 if self._other_parent(name) else again_s
             except CopyError as error:
                 await self._drop()
-                self._note(Activity.STOPPED, str(error))
+                self.board.note(Activity.STOPPED, str(error))
                 wait_s = FULL_AGAIN_S
             except NearpathError as error:
-                self._note(Activity.FAILED, str(error))
+                self.board.note(Activity.FAILED, str(error))
                 _log.warning("attempt_failed", tree=self.name, why=str(error))
             except OSError as error:
-                self._note(Activity.FAILED, f"{self.tree.path}: {error}")
+                self.board.note(Activity.FAILED, f"{self.tree.path}: {error}")
             except Exception as error:
                 # A fault of ours must not end the replication of this tree.
                 _log.exception("attempt_crashed", tree=self.name)
-                self._note(Activity.FAILED, f"an internal fault: {error!r}")
+                self.board.note(Activity.FAILED, f"an internal fault: {error!r}")
             again_s = min(again_s * 2, MAX_AGAIN_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -312,7 +295,7 @@ class Follower:
                 self._pinned = number
                 self._compare_due = True
                 self._known = _Knowledge(None, 0)
-                self.status = replace(self.status, root_hash="", version=0)
+                self.board.update(root_hash="", version=0)
                 if not done.done():
                     done.set_result(None)
         if self._pinned is not None:
@@ -330,23 +313,15 @@ class Follower:
         if copy is not None:
             await self._work(copy.close)
 
-    def _note(self, activity: Activity, why: str, held: Objection | None = None) -> None:
-        changed = (self.status.activity, self.status.why) != (activity, why)
-        self.status = replace(self.status, activity=activity, why=why, held=held, fetching=None)
-        if changed:
-            if why:
-                _log.warning("tree_waits", tree=self.name, state=activity.value, why=why)
-            self._on_change()
-
     # -- one attempt: until the parent fails, or another is better
 
     async def _follow(self, copy: Copy, name: str, parent: Parent) -> None:
-        self.status = replace(self.status, parent=name)
+        self.board.update(parent=name)
         # A publish that a full disk stopped, say, is gone on with before anything else.
         await self._work(copy.recover)
         while True:
             await self._obey(copy)
-            if self._compare_due or self._reread_due:
+            if self._compare_due or self._reread_due or self.intake.is_lacking:
                 await self._compare(copy, parent, None)
             cursor = await self._work(copy.cursor)
             asked_s = time.monotonic()
@@ -367,14 +342,19 @@ class Follower:
 
     async def _take(self, copy: Copy, parent: Parent, answer: Batch, asked_s: float) -> None:
         """Publish what the journal told; note how fresh the copy is then."""
-        if answer.changes or self._is_retry_due():
+        if answer.changes or self.intake.is_retry_due():
             self._quiet_polls = 0
-            await self._apply(copy, parent, answer.changes, answer.cursor)
+            await self.intake.apply(copy, parent, answer.changes, answer.cursor)
         elif answer.cursor != await self._work(copy.cursor):
             await self._work(lambda: copy.move_cursor(answer.cursor))
+        if self.intake.size_due and not answer.changes:
+            # Counting takes 50 ms for a million entries: not after every change.
+            self.intake.size_due = False
+            size = await self._work(copy.size)
+            self.board.update(entries=size.entries, bytes_=size.bytes)
         behind = max(0, answer.last - answer.cursor.sequence)
         self._is_caught_up = not behind
-        self.status = replace(self.status, behind=behind)
+        self.board.update(behind=behind)
         if behind:
             return
         if not self.status.waiting:
@@ -382,8 +362,8 @@ class Follower:
             self.current_asked_s = asked_s
             received_s = asked_s if answer.changes else time.monotonic()
             self._known = _Knowledge(received_s - answer.lag_s, max(answer.version, self._known.version))
-        self._note(Activity.RETRYING if self.status.waiting else Activity.CURRENT, "")
-        self.status = replace(self.status, has_content=True)
+        self.board.note(Activity.RETRYING if self.status.waiting else Activity.CURRENT, "")
+        self.board.update(has_content=True)
         await self._check_root(parent, quiet=not answer.changes)
 
     async def _poll(self, parent: Parent, cursor: Cursor, wait_s: float) -> Batch | Behind | None:
@@ -404,12 +384,8 @@ class Follower:
             await asyncio.gather(poll, look, return_exceptions=True)
 
     def _wait_s(self, now: float) -> float:
-        due = self.retries.next_due()
+        due = self.intake.retries.next_due()
         return self.tree.poll if due is None else min(self.tree.poll, max(0.0, due - now))
-
-    def _is_retry_due(self) -> bool:
-        due = self.retries.next_due()
-        return due is not None and due <= time.monotonic()
 
     # -- the signed root
 
@@ -445,8 +421,8 @@ class Follower:
             await self.offer.run(lambda ledger: ledger.keep_root(blob))
             self._matched = root
             self._known.version = max(self._known.version, root.version)
-            self.status = replace(self.status, root_hash=root.root_hash.hex(), version=root.version)
-            self._on_change()
+            self.board.update(root_hash=root.root_hash.hex(), version=root.version)
+            self.board.on_change()
 
     def _public_key(self) -> bytes:
         return bytes.fromhex(self.tree.public_key or "")
@@ -457,35 +433,35 @@ class Follower:
         Without `cursor` from where the copy is: what changed meanwhile comes a second time, which does no harm.
         """
         self._compare_due = True
-        self._is_caught_up = False
-        self._note(Activity.COMPARING, "")
+        self.intake.is_lacking = self._is_caught_up = False
+        self.board.note(Activity.COMPARING, "")
         if self._reread_due:
             await self._work(copy.read_disk)
             self._reread_due = False
         await self._work(copy.forget_later)
         for _ in range(MAX_ROUNDS):
             found = await self.compare_with(parent)
-            self.status = replace(self.status, differences=len(found.changes), compared_wall_s=time.time())
-            self.totals.differences += len(found.changes)
+            self.board.update(differences=len(found.changes), compared_wall_s=time.time())
+            self.board.totals.differences += len(found.changes)
             self._begin_whole(found.changes)
             if found.changes:
                 _log.info("differences_found", tree=self.name, changes=len(found.changes), moved=len(found.moved))
-            for part in _in_parts(found.changes, copy.ranks.of):
-                await self._apply(copy, parent, part, None)
+            for part in in_parts(found.changes, copy.ranks.of):
+                await self.intake.apply(copy, parent, part, None)
                 if self.status.whole is not None:
-                    self.status.whole.took(*_weight(part))
+                    self.status.whole.took(*weight(part))
             if not found.moved:
                 break
-        self.status = replace(self.status, whole=None)
+        self.board.update(whole=None)
         if cursor is not None:
             kept = cursor
             await self._work(lambda: copy.move_cursor(kept))
-        self.status = replace(self.status, has_content=True)
+        self.board.update(has_content=True)
         self._compare_due = False
 
     def _begin_whole(self, changes: Sequence[Change]) -> None:
         """How far a first sync, or a repair, is: parts of it are fetched one after the other."""
-        self.status = replace(self.status, whole=Fetching(*_weight(changes), time.monotonic()) if changes else None)
+        self.board.update(whole=Fetching(*weight(changes), time.monotonic()) if changes else None)
 
     async def compare_with(self, parent: Parent) -> Comparison:
         """What must change here, asked for level by level; within one snapshot of our own tree."""
@@ -505,195 +481,3 @@ class Follower:
                     return found
 
         return await self.offer.run(walk)
-
-    # -- one batch
-
-    async def _apply(self, copy: Copy, parent: Parent, changes: Sequence[Change], cursor: Cursor | None) -> None:
-        """Fetch and publish changes, and record that the copy is at `cursor` then. Raises what stops it."""
-        now = time.monotonic()
-        later = await self._work(copy.later)
-        # In the form of a journal's page again: what waited may have been renamed or deleted meanwhile.
-        every = tuple(coalesce((*later, *changes))) if later else tuple(changes)
-        plan = await self._work(lambda: copy.plan(every))
-        if plan.deleted_entries > self.tree.deletes.floor:
-            self.status = replace(self.status, entries=(await self._work(copy.size)).entries)
-        self._guard(copy, plan)
-        if plan.lacking:
-            # Directories moved there from where nothing is known here: the comparison after this brings what is in them.
-            self._compare_due = True
-            _log.info("directory_unknown", tree=self.name, path=os.fsdecode(plan.lacking[0]))
-        await self._hook("before", plan)
-        await self._work(copy.clear_stage)
-        failed = await self._fetch(copy, parent, plan, now)
-        failed |= await self._work(lambda: copy.check_staged(plan.steps))
-        steps, waiting = hold_back(plan.steps, failed, copy.ranks)
-        if waiting and self.tree.mode == "atomic":
-            raise ParentError(
-                f"{len(failed):,} files did not come, such as {_some(failed)}", "tried again, all at once"
-            )
-        self._settle_retries(plan, failed, now)
-        note = Note(every, waiting, tuple(path for path, _ in plan.refused), cursor)
-        self.status = replace(self.status, activity=Activity.PUBLISHING, fetching=None)
-        await self._work(lambda: copy.publish(steps, note))
-        self._approved = ""
-        refused = dict(self.status.refused_paths) | dict(plan.refused)
-        for change in changes:
-            if change.path in refused and change.path not in dict(plan.refused):
-                del refused[change.path]
-        self.status = replace(
-            self.status,
-            waiting=len(waiting),
-            troubles=tuple((os.fsdecode(t.path), t.why, t.tries) for t in self.retries.troubles()[:20]),
-            refused_paths=tuple(list(refused.items())[:100]),
-            refused=len(refused),
-            published=self.status.published + len(steps),
-        )
-        self.offer.announce(await self.offer.run(Ledger.last))
-        self._on_change()
-        if steps:
-            await self._hook("after", plan)
-        await self._work(copy.tidy)
-        size = await self._work(copy.size) if not changes or len(changes) > 1000 else None
-        if size is not None:
-            self.status = replace(self.status, entries=size.entries, bytes_=size.bytes)
-
-    def _guard(self, copy: Copy, plan: Plan) -> None:
-        limits = self.tree.deletes
-        objection = check_deletes(
-            self.name,
-            plan.deletes,
-            plan.deleted_entries,
-            self.status.entries,
-            DeleteLimits(limits.files, limits.share, limits.floor),
-            self._approved,
-        )
-        if objection is not None:
-            raise Held(objection)
-        reserve = Reserve(self.tree.reserve.size, self.tree.reserve.share)
-        fetches = len(plan.payload) + len(plan.indexes)
-        full = check_space(self.tree.path, plan.fetch_bytes, fetches, copy.space(), reserve)
-        if full is not None:
-            raise NoRoom(full.what, full.fix)
-
-    async def _fetch(self, copy: Copy, parent: Parent, plan: Plan, now: float) -> dict[bytes, str]:
-        """Bring the files of a plan into the stage, payload before indexes; those that did not come, with the reason."""
-        due = frozenset(self.retries.due(now))
-        resting = {t.path: t.why for t in self.retries.troubles() if t.path not in due}
-        failed: dict[bytes, str] = {}
-        total = sum(fetch.entry.size for fetch in (*plan.payload, *plan.indexes))
-        fetching = Fetching(len(plan.payload) + len(plan.indexes), total, time.monotonic())
-        self.status = replace(self.status, activity=Activity.FETCHING, fetching=fetching)
-        try:
-            for fetches in (plan.payload, plan.indexes):
-                wanted = [fetch for fetch in fetches if fetch.entry.path not in resting]
-                failed |= {f.entry.path: resting[f.entry.path] for f in fetches if f.entry.path in resting}
-                if wanted:
-                    failed |= await self._bring(copy, parent, wanted, fetching)
-        finally:
-            self.totals.fetched_files += fetching.done_files
-            self.totals.fetched_bytes += fetching.done_bytes
-        return failed
-
-    async def _bring(
-        self, copy: Copy, parent: Parent, fetches: Sequence[Fetch], fetching: Fetching
-    ) -> dict[bytes, str]:
-        keep = self.tree.keep
-        options = Options(
-            hard_links="hard-links" in keep,
-            sparse="sparse" in keep,
-            xattrs="xattrs" in keep,
-            acls="acls" in keep,
-            owners="owners" in keep,
-            compress=self.tree.compress,
-            basis=os.fsdecode(copy.root),
-            limit_bytes_s=self._limit(),
-        )
-        small, large = divide(fetches, options)
-        failed: dict[bytes, str] = {}
-        if small:
-            failed |= await parent.files(
-                self.name, [fetch.entry for fetch in small], copy.layout.stage, hard_links=options.hard_links
-            )
-            fetching.took(len(small), sum(fetch.entry.size for fetch in small))
-        if not large:
-            return failed
-
-        def watch(what: Arrived | Progress) -> None:
-            if isinstance(what, Arrived):
-                fetching.took(1, what.size)
-
-        stage, batches = os.fsdecode(copy.layout.stage), split(large, self.tree.streams)
-        results = await pull_all(parent.connector(self.name), options, stage, batches, watch, self.tree.streams)
-        for result in results:
-            failed |= self._judge(result)
-        return failed
-
-    def _judge(self, result: Result) -> dict[bytes, str]:
-        if result.verdict is Verdict.LOCAL:
-            raise DiskFull(f"{self.tree.path}: {result.text}", "make space; syncd goes on by itself")
-        if result.verdict is Verdict.FATAL:
-            raise NearpathError(f"rsync of tree {self.name}: {result.text}", "see both nodes' rsync and configuration")
-        if result.verdict is Verdict.AGAIN and not result.arrived:
-            raise ParentError(f"rsync of tree {self.name}: {result.text}", "tried again")
-        return result.failed | dict.fromkeys(result.vanished, "it vanished at the parent")
-
-    def _settle_retries(self, plan: Plan, failed: dict[bytes, str], now: float) -> None:
-        """Each failed path has a back-off of its own; what came, or is not wanted any more, is forgotten."""
-        wanted = {step.path for step in plan.steps if step.do is Do.PUT}
-        for trouble in self.retries.troubles():
-            if trouble.path not in failed:
-                self.retries.forget(trouble.path)
-        due = {trouble.path for trouble in self.retries.troubles() if trouble.due > now}
-        for path, why in failed.items():
-            if path in wanted and path not in due:
-                self.retries.failed(path, why, now, self._rng)
-
-    def _limit(self) -> int:
-        if not self.tree.bandwidth:
-            return 0
-        schedule = [Window(*rule.window()[:2], rule.per_second, rule.window()[2]) for rule in self.tree.bandwidth]
-        local = datetime.now().astimezone().tzinfo
-        return limit_at(schedule, time.time(), local) if local is not None else 0
-
-    async def _hook(self, which: str, plan: Plan) -> None:
-        hooks = self.tree.hooks
-        command = hooks.before if which == "before" else hooks.after
-        if not command or not plan.steps:
-            return
-        environment = {
-            "NEARPATH_TREE": self.name,
-            "NEARPATH_PATH": self.tree.path,
-            "NEARPATH_STEPS": str(len(plan.steps)),
-            "NEARPATH_DELETES": str(plan.deleted_entries),
-        }
-        why = await run_hook(command, environment, hooks.timeout)
-        if not why:
-            return
-        if which == "before":
-            raise NearpathError(f"tree {self.name}: the hook before publishing {why}", "the publish waits for it")
-        _log.warning("hook_failed", tree=self.name, why=why)
-        self.status = replace(self.status, hook_failed=why)
-
-
-def _in_parts(changes: Sequence[Change], rank: Callable[[bytes], int]) -> list[tuple[Change, ...]]:
-    """Changes from a comparison in parts that can be published one after the other: payload, indexes by rank, deletes."""
-    upserts = [change for change in changes if change.op is Op.UPSERT]
-    deletes = tuple(change for change in changes if change.op is not Op.UPSERT)
-    upserts.sort(key=lambda change: (rank(change.path) if change.path else 0, change.path))
-    parts = [tuple(upserts[i : i + PART]) for i in range(0, len(upserts), PART)]
-    if not parts:
-        return [deletes] if deletes else []
-    # What is replaced by something of another kind must go with its replacement: so deletes come with the last part.
-    parts[-1] += deletes
-    return parts
-
-
-def _some(failed: dict[bytes, str]) -> str:
-    path, why = next(iter(failed.items()))
-    return f"{os.fsdecode(path)!r} ({why})"
-
-
-def _weight(changes: Sequence[Change]) -> tuple[int, int]:
-    """Files and bytes that changes bring."""
-    files = [change.entry for change in changes if change.entry is not None and change.entry.kind is Kind.FILE]
-    return len(files), sum(entry.size for entry in files)

@@ -73,8 +73,8 @@ class _Control:
 
     async def forget(self, request: web.Request) -> web.Response:
         child = _word(await _body(request), "child")
-        offers = [part.offer for part in (*self._daemon.origins.values(), *self._daemon.followers.values())]
-        known = [await offer.forget(child) for offer in offers]
+        parts: list[Origin | Follower] = [*self._daemon.origins.values(), *self._daemon.followers.values()]
+        known = [await part.offer.forget(child) for part in parts]
         if not any(known):
             raise NearpathError(f"no child {child!r} is known", "`syncd status` names those that are")
         return _json({"forgotten": child, "configured": child in self._daemon.config.children})
@@ -112,8 +112,7 @@ class _Control:
                     {"path": os.fsdecode(found.path), "what": found.what} for found in findings.differences[:MAX_SHOWN]
                 ],
                 "troubles": [
-                    {"path": os.fsdecode(trouble.path), "why": str(trouble)}
-                    for trouble in findings.troubles[:MAX_SHOWN]
+                    {"path": os.fsdecode(trouble.path), "why": trouble.why} for trouble in findings.troubles[:MAX_SHOWN]
                 ],
             }
         )

@@ -46,6 +46,7 @@ class Parent:
     """
 
     def __init__(self, url: str, node: str, token_file: str, ca: str = "") -> None:
+        self.has_files = True
         self.url = url.rstrip("/")
         self.node = wire.check_node(node)
         self._token_file = token_file

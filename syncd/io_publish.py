@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 
 from syncd.io_below import Below, remove_all
 from syncd.io_steps import PROGRESS, Doer, is_as_announced
-from syncd.model import Entry
 from syncd.publish import Do, Intent, PublishError, Ranks, Step, decode_intent, encode_intent, touched
 
 _ROOMS = (b"stage", b"slots", b"fresh", b"trash")
@@ -80,18 +79,19 @@ def check_staged(layout: Layout, steps: Sequence[Step]) -> dict[bytes, str]:
     failed: dict[bytes, str] = {}
     with Below(layout.stage) as stage:
         for step in steps:
-            if step.do is Do.PUT and step.entry is not None and (why := _unlike(stage, step.path, step.entry)):
-                failed[step.path] = why
+            if step.do is Do.PUT and step.entry is not None:
+                found = stage.stat(step.path)
+                if not is_as_announced(found, step.entry):
+                    failed[step.path] = _unlike(found)
     return failed
 
 
-def _unlike(stage: Below, path: bytes, entry: Entry) -> str:
-    found = stage.stat(path)
+def _unlike(found: os.stat_result | None) -> str:
     if found is None:
         return "it was not transferred"
     if not stat.S_ISREG(found.st_mode):
         return "it is no longer a file at the parent"
-    return "" if is_as_announced(found, entry) else "it changed again at the parent"
+    return "it changed again at the parent"
 
 
 def bring_whole(layout: Layout, steps: Sequence[Step], ranks: Ranks) -> tuple[Step, ...]:

@@ -10,7 +10,8 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from syncd.model import MAX_PATH_BYTES
@@ -132,6 +133,28 @@ class Disk:
         parent, _, name = path.rpartition(b"/")
         fd, _ = self._open(parent)
         return self._look_at(fd, name, path)
+
+    def look_all(self, paths: Iterable[bytes]) -> Iterator[tuple[bytes, Row]]:
+        """(path, row) of those of `paths` where something that is replicated is; quick where many share a directory.
+
+        What cannot be looked at is left out as well: for who knows what should be there. The directory is not opened anew
+        for each, so nothing else may be done with this disk meanwhile.
+        """
+        last, fd = b"/", -1
+        for path in paths:
+            above, _, name = path.rpartition(b"/")
+            if above != last or not name:
+                last, fd = above, -1
+                with suppress(Gone, Trouble):
+                    fd = self._open(above)[0]
+            row = None
+            if not name:
+                row = self.look(b"")
+            elif fd >= 0 and len(path) <= MAX_PATH_BYTES:
+                with suppress(Trouble):
+                    row = self._look_at(fd, name, path)
+            if row is not None:
+                yield path, row
 
     def list(self, path: bytes) -> Listing:
         """The directory `path` with a row for each name. Raises Gone, Trouble."""

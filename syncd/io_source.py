@@ -15,9 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 from core.errors import NearpathError
 from syncd.io_compare import Comparer, Depth
+from syncd.io_fanotify import Fanotify
 from syncd.io_index import Index
 from syncd.io_journal import Journal
 from syncd.io_scan import MOUNTED, Disk, Skipped
@@ -91,9 +93,14 @@ class SourceTree:
         cross_mounts: bool = False,
         settle: Settle | None = None,
         accept_root: bool = False,
+        watch: Literal["inotify", "fanotify"] = "inotify",
     ) -> None:
-        """SourceError when `root` is not what it was at the last run; `accept_root` takes it all the same."""
+        """SourceError when `root` is not what it was at the last run; `accept_root` takes it all the same.
+
+        WatchError when `watch` cannot be had; for fanotify, `fanotify_problem` tells why beforehand.
+        """
         self._root = root
+        self._watch = watch
         self._cross_mounts = cross_mounts
         self._settle = settle or Settle()
         self._wake = threading.Event()
@@ -178,7 +185,8 @@ class SourceTree:
         try:
             self._check_identity(disk, accept)
             # The watcher of a root that was lost goes only once there is another.
-            self._watcher = watcher = Watcher(self._wake.set)
+            kernel = Fanotify(self._root) if self._watch == "fanotify" else None
+            self._watcher = watcher = Watcher(self._wake.set, kernel=kernel)
         except BaseException:
             disk.close()
             raise
@@ -189,7 +197,8 @@ class SourceTree:
         self._first.clear()
         self._sweep.clear()
         self._first.append((b"", Depth.ALL))
-        limit = limit_problem(self.index.size().directories, watch_limit())
+        directories = self.index.size().directories
+        limit = limit_problem(directories, watch_limit()) if self._watch == "inotify" else ""
         self.status = replace(self.status, state=State.STARTING, why="", watch_limit_problem=limit)
 
     def _check_identity(self, disk: Disk, accept: bool) -> None:

@@ -12,40 +12,18 @@ from typing import Annotated
 import typer
 
 from core.errors import NearpathError
-from core.io_config_sync import read_sync_config
 from core.io_log import get_logger, set_up_logging
 from core.io_systemd import Notifier
-from syncd.io_daemon import Daemon, key_of
-from syncd.io_origin import read_key
-from syncd.signed_root import public_key
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", envvar="SYNCD_CONFIG", help="syncd's configuration file.")]
+from syncd import io_cli_set_up  # noqa: F401  its commands join those of io_cli
+from syncd.io_cli import DEFAULT_CONFIG, ConfigFile, app
+from syncd.io_daemon import Daemon
 
 _STATUS_EVERY_S = 5.0
 
 
-@app.callback()
-def _group() -> None:
-    """Replicate the trees of a mirror node."""
-
-
-@app.command()
-def key(
-    tree: Annotated[str, typer.Argument(help="A tree whose origin this node is.")],
-    config: ConfigFile = Path("/etc/nearpath/syncd.yaml"),
-) -> None:
-    """Print the public key of a tree, for `public_key` in the configuration of its copies; made when there is none."""
-    loaded = read_sync_config(config)
-    if tree not in loaded.trees or loaded.trees[tree].parents:
-        raise NearpathError(f"this node is not the origin of a tree {tree!r}", f"trees: {', '.join(loaded.trees)}")
-    print(public_key(read_key(key_of(loaded, tree))).hex())
-
-
 @app.command()
 def run(
-    config: ConfigFile = Path("/etc/nearpath/syncd.yaml"),
+    config: ConfigFile = DEFAULT_CONFIG,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log one JSON object a line.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log more.")] = False,
 ) -> None:

@@ -1,0 +1,230 @@
+"""What `syncd status` and its kin print: rich renderables made from the daemon's answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from core.units import format_duration
+
+UNKNOWN_S = 5 * 365 * 86400.0
+"""A lag beyond this stands for: it was not current since the start."""
+MAX_LINES = 10
+
+STATES = {
+    "starting": "the tree is read; children wait for it",
+    "ready": "watched; every change is told to the children",
+    "root-lost": "the directory is gone or another one; nothing is concluded from that",
+    "store-failed": "the index cannot be written; tried again",
+    "reading": "what lies on the disk is read",
+    "current": "everything the parent has is published",
+    "retrying": "some files could not be fetched and are tried again; the others are published",
+    "fetching": "files are fetched",
+    "publishing": "what was fetched is published",
+    "comparing": "compared with the parent; only what differs is fetched",
+    "held": "waits for your word",
+    "disk-full": "waits for space, and goes on by itself",
+    "no-parent": "no parent answers; tried again",
+    "stopped": "waits for its disk",
+    "failed": "tried again",
+}
+_GOOD = ("ready", "current")
+_BUSY = ("starting", "reading", "fetching", "publishing", "comparing")
+
+
+def printable(text: object) -> str:
+    """`text` with everything escaped that a terminal would obey, or that is no character: names come from other nodes."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8 (PEP 383)
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def size(count: float) -> str:
+    """Bytes for people: `0 B`, `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def status_view(snapshot: dict[str, Any], now_wall_s: float) -> RenderableType:
+    """All of a daemon's snapshot."""
+    head = Text(f"node {snapshot['node']}", style="bold")
+    head.append(f"  up {format_duration(snapshot['up_s'])}", style="not bold")
+    if snapshot["addresses"]:
+        head.append(f"  serves {', '.join(snapshot['addresses'])}", style="not bold")
+    lines: list[RenderableType] = [head]
+    if (appliance := snapshot["appliance"]) is not None:
+        lines.append(_appliance(appliance))
+    for name, tree in snapshot["trees"].items():
+        lines += [Text(), _tree(name, tree, now_wall_s)]
+    return Group(*lines)
+
+
+def _appliance(told: dict[str, Any]) -> Text:
+    if told["error"]:
+        return Text(f"stamps do not arrive at {told['url']}: {printable(told['error'])}", style="red")
+    age_s = told["delivered_s_ago"]
+    when = "not sent yet" if age_s is None else f"sent {format_duration(age_s)} ago"
+    return Text(f"stamps to {told['url']}: {when}")
+
+
+def _tree(name: str, tree: dict[str, Any], now_wall_s: float) -> RenderableType:
+    head = Text(f"tree {name}", style="bold")
+    role = tree["role"] if tree["role"] == "origin" else f"copy, {tree['mode']}"
+    head.append(f"  {role}  {printable(tree['path'])}", style="not bold")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for label, value in _rows(name, tree, now_wall_s):
+        grid.add_row(f"  {label}", value)
+    return Group(head, grid)
+
+
+def _rows(name: str, tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[str, RenderableType]]:
+    state = tree["state"]
+    style = "green" if state in _GOOD else "yellow" if state in _BUSY else "red"
+    why = printable(tree["why"]) or STATES.get(state, "")
+    yield "state", Text.assemble((state, style), f"  {why}" if why else "")
+    if tree["role"] == "copy" and tree["held"]:
+        yield "approve", Text(f"syncd approve {name} {tree['held']['token']}", style="bold")
+    if tree["role"] == "copy" and tree["fetching"]:
+        yield "progress", _progress(tree["fetching"])
+    yield "content", Text(_content(tree))
+    if tree["role"] == "copy":
+        yield from _copy_rows(tree, now_wall_s)
+    else:
+        yield from _origin_rows(tree)
+    if tree["free_bytes"] is not None:
+        yield "free", Text(size(tree["free_bytes"]))
+    if tree["children"]:
+        yield "children", _children(tree["children"], now_wall_s)
+    yield from _many("trouble", [_trouble(trouble) for trouble in tree["troubles"]])
+
+
+def _content(tree: dict[str, Any]) -> str:
+    text = f"{tree['entries']:,} entries"
+    if "bytes" in tree:
+        text += f", {size(tree['bytes'])}"
+    if tree["version"]:
+        text += f"; version {tree['version']}, root {tree['root_hash'][:12] or 'not compared yet'}"
+    return text
+
+
+def _copy_rows(tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[str, RenderableType]]:
+    lag_s = tree["lag_s"]
+    if lag_s is None:
+        yield "lag", Text("no content yet")
+    elif lag_s > UNKNOWN_S:
+        yield "lag", Text("unknown: not current since the start")
+    else:
+        yield "lag", Text(f"at most {format_duration(lag_s)} behind the origin")
+    yield "parent", _parents(tree)
+    if tree["behind"] or tree["waiting"]:
+        yield "queue", Text(f"{tree['behind']:,} changes to come, {tree['waiting']:,} put off")
+    if tree["compared_wall_s"]:
+        age = format_duration(max(0.0, now_wall_s - tree["compared_wall_s"]))
+        yield "compared", Text(f"{age} ago, {tree['differences']:,} differences")
+    if tree["hook_failed"]:
+        yield "hook", Text(printable(tree["hook_failed"]), style="red")
+    yield from _many("refused", [f"{printable(r['path'])}: {printable(r['why'])}" for r in tree["refused"]])
+
+
+def _origin_rows(tree: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:
+    queue = f"{tree['waiting']:,} paths settle, {tree['walking']:,} directories to read"
+    yield "watch", Text(f"{tree['watches']:,} directories watched, {tree['overflows']:,} overflows; {queue}")
+    if tree["unwatched"]:
+        yield "unwatched", Text(f"{tree['unwatched']:,} directories; they are read from time to time", style="red")
+    if tree["watch_limit_problem"]:
+        yield "limit", Text(tree["watch_limit_problem"], style="red")
+    yield "key", Text(tree["public_key"])
+
+
+def _parents(tree: dict[str, Any]) -> Text:
+    text = Text()
+    for parent in tree["parents"]:
+        if text:
+            text.append("\n")
+        mark = "▶ " if parent["name"] == tree["parent"] else "  "
+        text.append(f"{mark}{parent['name']}")
+        if parent["srtt_ms"] is not None:
+            text.append(f"  {parent['srtt_ms']:.1f} ms")
+        if parent["lag_s"]:
+            text.append(f"  {format_duration(parent['lag_s'])} behind")
+        if parent["why"]:
+            text.append(f"  {parent['failures']} failures: {printable(parent['why'])}", style="red")
+    return text
+
+
+def _children(children: dict[str, Any], now_wall_s: float) -> Text:
+    width = max(map(len, children))
+    lines = []
+    for name, child in children.items():
+        behind = f"{child['behind']:,} changes behind" if child["behind"] else "has everything"
+        seen = f"seen {format_duration(max(0.0, now_wall_s - child['seen_wall_s']))} ago"
+        streams = f"  {child['streams']} streams" if child["streams"] else ""
+        lines.append(f"{name:<{width}}  {behind}  {seen}  {size(child['sent_bytes'])} sent{streams}")
+    return Text("\n".join(lines))
+
+
+def _progress(told: dict[str, Any]) -> Table:
+    """A bar, and what it stands for, in one line."""
+    share = told["done_bytes"] / told["bytes"] if told["bytes"] else told["done_files"] / max(1, told["files"])
+    rate = told["done_bytes"] / told["for_s"] if told["for_s"] else 0.0
+    left = f", {format_duration((told['bytes'] - told['done_bytes']) / rate)} left" if rate else ""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(
+        ProgressBar(total=1.0, completed=share, width=30),
+        f"{share:.0%}  {told['done_files']:,} of {told['files']:,} files, "
+        f"{size(told['done_bytes'])} of {size(told['bytes'])}, {size(rate)}/s{left}",
+    )
+    return grid
+
+
+def _trouble(trouble: Any) -> str:
+    if isinstance(trouble, str):
+        return printable(trouble)
+    return f"{printable(trouble['path'])}: {printable(trouble['why'])} ({trouble['tries']} tries)"
+
+
+def _many(label: str, texts: Sequence[str]) -> Iterator[tuple[str, RenderableType]]:
+    if texts:
+        more = [f"... and {len(texts) - MAX_LINES:,} more"] if len(texts) > MAX_LINES else []
+        yield label, Text("\n".join([*texts[:MAX_LINES], *more]), style="yellow")
+
+
+def plan_view(answer: dict[str, Any]) -> RenderableType:
+    """What `syncd plan` prints."""
+    if not answer["steps"] and not answer["refused"]:
+        return Text("nothing to do")
+    lines = [
+        Text(
+            f"{answer['fetch_files']:,} files to fetch, at most {size(answer['fetch_bytes'])}; "
+            f"{answer['deleted_entries']:,} entries to delete; {answer['steps']:,} steps"
+        )
+    ]
+    lines += [Text(f"  fetch   {printable(f['path'])}  {size(f['bytes'])}") for f in answer["fetches"][:MAX_LINES]]
+    lines += [Text(f"  delete  {printable(path)}") for path in answer["deletes"][:MAX_LINES]]
+    lines += [Text(f"  refuse  {printable(r['path'])}: {printable(r['why'])}") for r in answer["refused"][:MAX_LINES]]
+    if max(answer["fetch_files"], len(answer["deletes"]), len(answer["refused"])) > MAX_LINES:
+        lines.append(Text("  ... (--json shows up to 1,000 of each)"))
+    if answer["held"]:
+        lines.append(Text(f"held: {printable(answer['held'])}", style="red"))
+    return Group(*lines)
+
+
+def now_wall_s() -> float:
+    """For ages of what is told with wall times."""
+    return time.time()
