@@ -42,7 +42,7 @@ def _check_absolute(text: str) -> str:
 
 def _check_place(text: str) -> str:
     """A source as rsync writes it: `user@host:/path`, or `rsync://host[:port]/module[/path]`."""
-    ssh = re.fullmatch(r"[\w.@-]+:/[\w@./:+-]*", text)
+    ssh = re.fullmatch(r"[\w.][\w.@-]*:/[\w@./:+-]*", text)
     daemon = re.fullmatch(r"rsync://[\w.-]+(:[0-9]{1,5})?/[\w.-]+(/[\w@./:+-]+)?", text)
     if not (ssh or daemon):
         raise ValueError(f"{text!r} is neither USER@HOST:/PATH nor rsync://HOST/MODULE")
@@ -140,7 +140,9 @@ class Tree(Section):
         max_length=32,
         description="where it is pulled from, the nearest healthy one; empty: origin",
     )
-    public_key: PublicKey | None = Field(default=None, description="of the origin, from `syncd key`; copies need it")
+    public_key: PublicKey | None = Field(
+        default=None, description="of the origin, from `syncd key`; copies of a syncd need it"
+    )
     key_file: str = Field(default="", description="the origin's secret key; default: made in state_dir")
     mode: Literal["live", "atomic"] = Field(
         default="live", description="live: file by file, in order; atomic: whole versions behind a symlink"
@@ -174,8 +176,6 @@ class Tree(Section):
     def _whole(self) -> Tree:
         if self.path == "/":
             raise ValueError("path: the whole disk cannot be a tree")
-        if self.parents and self.public_key is None:
-            raise ValueError("a copy needs the origin's `public_key`: `syncd key` prints it there")
         if not self.parents and self.mode == "atomic":
             raise ValueError("mode atomic is for copies: an origin publishes whatever is written into it")
         if self.work is not None and (self.work + "/").startswith(self.path + "/"):

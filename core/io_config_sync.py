@@ -37,7 +37,7 @@ def _placed(section: Any, base: Path) -> Any:
 
 def find_dangling(raw: Mapping[str, Any]) -> Sequence[tuple[PathKey, str]]:
     """What names something that is not there, or cannot be together; `raw` may have faults of its own."""
-    return [*_unknown_names(raw), *_overlaps(raw), *_unprotected(raw)]
+    return [*_unknown_names(raw), *_overlaps(raw), *_unprotected(raw), *_unsigned(raw)]
 
 
 def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -89,6 +89,18 @@ def _unprotected(raw: Mapping[str, Any]) -> Iterator[tuple[PathKey, str]]:
         yield ("listen",), "nobody may pull: add `children`, or leave `listen` out"
 
 
+def _unsigned(raw: Mapping[str, Any]) -> Iterator[tuple[PathKey, str]]:
+    """Copies of a syncd hold what they get against the origin's signature."""
+    plain = {name for name, parent in _sections(raw, "parents") if parent.get("transport", "nearpath") != "nearpath"}
+    for name, tree in _sections(raw, "trees"):
+        wanted = tree.get("parents")
+        mixed = [parent for parent in wanted if parent not in plain] if isinstance(wanted, list) else []
+        if mixed and tree.get("public_key") is None:
+            yield ("trees", name), "a copy needs the origin's `public_key`: `syncd key` prints it there"
+        if mixed and len(mixed) < len(wanted or []):
+            yield ("trees", name, "parents"), "a syncd and a plain rsync server cannot both be parents of one tree"
+
+
 def work_directory(name: str, tree: Tree) -> str:
     """Where the private directory of tree `name` is: beside its path, and so mostly on the same file system."""
     return tree.work or os.path.join(os.path.dirname(tree.path), f".{name}.syncd")
@@ -97,3 +109,8 @@ def work_directory(name: str, tree: Tree) -> str:
 def is_plain(parent: Parent) -> bool:
     """Whether the parent is a plain rsync server, without a journal."""
     return parent.transport != "nearpath"
+
+
+def is_signed_here(config: SyncConfig, tree: str) -> bool:
+    """Whether this node signs a tree: nothing above it does."""
+    return all(is_plain(config.parents[parent]) for parent in config.trees[tree].parents)

@@ -7,6 +7,8 @@ with what is recorded. The copy itself is worked on in a thread of its own (`Cop
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +26,9 @@ from syncd.io_intake import Board, Held, Intake, NoRoom, in_parts, weight
 from syncd.io_ledger import Ledger
 from syncd.io_offer import Freshness, Offer
 from syncd.io_parent import Parent, ParentError
+from syncd.io_plain import PlainParent
 from syncd.io_publish import DiskFull
+from syncd.io_signer import read_key, sign
 from syncd.io_store import StoreBusy
 from syncd.manifest import Comparison, ManifestError, compare_as_it_is
 from syncd.model import Change
@@ -54,7 +58,7 @@ class Pinned(NearpathError):
 class Lineage(Protocol):
     """Which parent to follow, and what became of it."""
 
-    def choose(self, tree: str) -> tuple[str, Parent] | None:
+    def choose(self, tree: str) -> tuple[str, Parent | PlainParent] | None:
         """(name, parent) of the best parent for a tree now; None when none answers."""
 
     def worked(self, name: str, tree: str, lag_s: float) -> None:
@@ -75,12 +79,15 @@ class _Knowledge:
 class Follower:
     """See the module. `start` raises StoreBusy when another daemon has the tree; anything else shows in `status`."""
 
-    def __init__(self, name: str, tree: Tree, store: Path, lineage: Lineage, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, tree: Tree, store: Path, key_file: Path, lineage: Lineage, on_change: Callable[[], None]
+    ) -> None:
         self.name = name
         self.tree = tree
         self.board = Board(name, on_change)
         self.offer = Offer(store, self.freshness, self._served_path)
         self._store = store
+        self._key_file = key_file
         self._lineage = lineage
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"copy-{name}")
         self._copy: Copy | None = None
@@ -170,6 +177,8 @@ class Follower:
         chosen = self._lineage.choose(self.name)
         if chosen is None:
             raise NearpathError(f"no parent of tree {self.name} answers", self.status.why or "see `syncd status`")
+        if not isinstance(chosen[1], Parent):
+            raise NearpathError(f"{chosen[0]} is a plain rsync server", "it can only be compared by rsync itself")
         return self._copy, chosen[1]
 
     async def with_copy(self, work: Callable[[Copy], T]) -> T:
@@ -242,7 +251,13 @@ class Follower:
                     self.board.note(Activity.NO_PARENT, "no parent answers")
                 else:
                     name, parent = chosen
-                    await self._follow(copy, name, parent)
+                    self.board.update(parent=name)
+                    # A publish that a full disk stopped, say, is gone on with before anything else.
+                    await self._work(copy.recover)
+                    if isinstance(parent, Parent):
+                        await self._follow(copy, name, parent)
+                    else:
+                        await self._follow_plain(copy, name, parent)
                     again_s = AGAIN_S
                     continue
             except Pinned as pinned:
@@ -278,7 +293,8 @@ class Follower:
             self._nudge.clear()
 
     async def _obey(self, copy: Copy) -> None:
-        """Do what operators asked for; Pinned while an older version is to stay."""
+        """Do what operators asked for; Pinned while an older version is to stay, CopyError when the disk is gone."""
+        await self._work(copy.check_place)
         if self._trust:
             self._trust = False
             self._root = self._matched = None
@@ -316,9 +332,6 @@ class Follower:
     # -- one attempt: until the parent fails, or another is better
 
     async def _follow(self, copy: Copy, name: str, parent: Parent) -> None:
-        self.board.update(parent=name)
-        # A publish that a full disk stopped, say, is gone on with before anything else.
-        await self._work(copy.recover)
         while True:
             await self._obey(copy)
             if self._compare_due or self._reread_due or self.intake.is_lacking:
@@ -339,6 +352,45 @@ class Follower:
             if (chosen := self._lineage.choose(self.name)) is not None and chosen[0] != name:
                 _log.info("parent_changes", tree=self.name, before=name, now=chosen[0])
                 return
+
+    async def _follow_plain(self, copy: Copy, name: str, parent: PlainParent) -> None:
+        """Follow a server without a journal: what rsync finds different is published, every so often."""
+        while True:
+            await self._obey(copy)
+            started_s, wall_s = time.monotonic(), time.time()
+            self.board.note(Activity.COMPARING, "")
+            if self._reread_due:
+                await self._work(copy.read_disk)
+            await self._work(copy.forget_later)
+            changes = await parent.differences(os.fsdecode(copy.root))
+            self.board.update(differences=len(changes), compared_wall_s=wall_s)
+            self._begin_whole(changes)
+            for part in in_parts(changes, copy.ranks.of):
+                await self.intake.apply(copy, parent, part, None)
+            await self._work(lambda: copy.move_cursor(_cursor_of(parent.place)))
+            self._reread_due = self._compare_due = self.intake.is_lacking = False
+            self._lineage.worked(name, self.name, 0.0)
+            if not self.status.waiting:
+                self.current_asked_s = started_s
+                self._known = _Knowledge(started_s, int(wall_s))
+            self.board.note(Activity.RETRYING if self.status.waiting else Activity.CURRENT, "")
+            self.board.update(has_content=True, whole=None)
+            await self._sign_here()
+            due = self.intake.retries.next_due()
+            rest_s = parent.every_s if due is None else min(parent.every_s, max(1.0, due - time.monotonic()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(rest_s):
+                    await self._look.wait()
+            self._look.clear()
+            if (chosen := self._lineage.choose(self.name)) is not None and chosen[0] != name:
+                return
+
+    async def _sign_here(self) -> None:
+        """Nobody above signs a tree of a plain server: for our own children, its origin is here."""
+        seed = await asyncio.to_thread(read_key, self._key_file)
+        root = await self.offer.run(lambda ledger: sign(ledger, self.name, seed, self._matched))
+        self._matched = root
+        self.board.update(root_hash=root.root_hash.hex(), version=root.version)
 
     async def _take(self, copy: Copy, parent: Parent, answer: Batch, asked_s: float) -> None:
         """Publish what the journal told; note how fresh the copy is then."""
@@ -481,3 +533,8 @@ class Follower:
                     return found
 
         return await self.offer.run(walk)
+
+
+def _cursor_of(place: str) -> Cursor:
+    """A cursor that says: the copy has content, and it came from this server."""
+    return Cursor(hashlib.blake2b(place.encode(), digest_size=16).digest(), 0)

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from core.errors import NearpathError
-from core.io_config_sync import read_sync_config
+from core.io_config_sync import is_signed_here, read_sync_config
 from syncd.io_cli import DEFAULT_CONFIG, ConfigFile, TreeName, app, console
 from syncd.io_daemon import key_of
 from syncd.io_hints import find_hints
-from syncd.io_origin import read_key
+from syncd.io_signer import read_key
 from syncd.signed_root import public_key
 
 
@@ -55,10 +55,10 @@ def token(
 
 @app.command()
 def key(tree: TreeName, config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Print the public key of a tree whose origin this node is; a secret key is made when there is none."""
+    """Print the public key of a tree that this node signs: its origin, or the copy of a plain rsync server."""
     loaded = read_sync_config(config)
-    if tree not in loaded.trees or loaded.trees[tree].parents:
-        origins = [name for name, found in loaded.trees.items() if not found.parents]
+    origins = [name for name in loaded.trees if is_signed_here(loaded, name)]
+    if tree not in origins:
         raise NearpathError(
             f"this node is not the origin of a tree {tree!r}", f"it is of: {', '.join(origins) or 'none'}"
         )

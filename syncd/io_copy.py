@@ -25,7 +25,7 @@ from syncd.io_index import Index, Size
 from syncd.io_journal import Draft, Journal
 from syncd.io_publish import DiskFull, Layout
 from syncd.io_scan import Disk, Gone, Trouble
-from syncd.io_store import close_store, fact, open_store, set_fact, transaction
+from syncd.io_store import close_store, fact, hold_directory, open_store, set_fact, transaction
 from syncd.io_version import Versions
 from syncd.model import UNTOLD, Change, Entry, Op
 from syncd.note import Note, decode_changes, decode_note, encode_changes, encode_note
@@ -72,17 +72,31 @@ class Copy:
         self._db = open_store(store)
         self.index = Index(self._db)
         self.journal = Journal(self._db)
+        self._lock = -1
         try:
             self._prepare(accept)
         except BaseException:
-            close_store(self._db)
+            self.close()
             raise
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, and let go of the tree."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
         close_store(self._db)
 
     # -- what is there
+
+    def check_place(self) -> None:
+        """CopyError when the tree's directory is not the one that was opened: its disk was unmounted, say."""
+        try:
+            found = os.stat(self._home)
+        except OSError as error:
+            raise CopyError(f"{os.fsdecode(self._home)}: {error.strerror}", "mount its disk") from error
+        opened = os.fstat(self._lock)
+        if (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino):
+            raise self._another()
 
     @property
     def root(self) -> bytes:
@@ -130,6 +144,7 @@ class Copy:
 
     def publish(self, steps: Sequence[Step], note: Note) -> None:
         """Do the steps, durably, and record the note. PublishError, DiskFull: `recover` goes on from there later."""
+        self.check_place()
         number = 1 + max(int(fact(self._db, "published") or 0), self._newest_version())
         intent = Intent(number, tuple(steps), encode_note(note))
         if not steps:
@@ -151,6 +166,7 @@ class Copy:
 
     def recover(self) -> Recovery:
         """Go on with a publish that was under way; read what is on the disk when there is no index yet."""
+        self.check_place()
         pending = io_publish.pending(self.layout)
         went_on = looked = 0
         if pending is not None:
@@ -201,6 +217,7 @@ class Copy:
 
         For the first start, and for `verify`: then the comparison of manifests tells what is wrong.
         """
+        self.check_place()
         disk = Disk(self.root)
         before = self._db.total_changes
         try:
@@ -372,30 +389,47 @@ class Copy:
 
     def _prepare(self, accept: bool) -> None:
         """Make the directories; refuse a tree whose disk is not the one it was."""
-        home = self._versions.versions if self._is_atomic else self._path
         known = fact(self._db, "root_inode")
-        if not os.path.isdir(home):
+        if not os.path.isdir(self._home):
             if known and not accept:
                 raise CopyError(
-                    f"{os.fsdecode(home)} is not there, and held {self.index.size().entries:,} entries",
+                    f"{os.fsdecode(self._home)} is not there, and held {self.index.size().entries:,} entries",
                     f"mount its disk; if it was removed on purpose: `syncd accept {self.name}`, and it is fetched anew",
                 )
-            os.makedirs(home, exist_ok=True)
+            os.makedirs(self._home, exist_ok=True)
+        self._lock = hold_directory(self._home)
         if self._is_atomic:
             io_version.adopt(self._versions)
+        inode = os.fstat(self._lock).st_ino
+        # A disk that was made anew gives its first directories the numbers that the old one gave them.
+        is_other = known != inode or self._was_emptied()
+        if known and is_other and not accept:
+            raise self._another()
+        os.makedirs(self.root, exist_ok=True)
         io_publish.prepare(self.layout)
-        inode = os.stat(home).st_ino
-        if known and known != inode:
-            if not accept:
-                raise CopyError(
-                    f"{os.fsdecode(home)} is another directory than before",
-                    f"is its disk mounted? if it is meant to be this one: `syncd accept {self.name}`",
-                )
+        if known and is_other:
             with self._indexing():
                 self.index.remove(b"")
                 set_fact(self._db, "quiet_looks", int(fact(self._db, "quiet_looks") or 0) + 1)
         with transaction(self._db):
             set_fact(self._db, "root_inode", inode)
+
+    def _was_emptied(self) -> bool:
+        try:
+            return not os.listdir(self.root) and self.index.holds_more_than_root(REFUSED)
+        except FileNotFoundError:
+            return True
+
+    @property
+    def _home(self) -> bytes:
+        """The directory by which the disk is known."""
+        return self._versions.versions if self._is_atomic else self._path
+
+    def _another(self) -> CopyError:
+        return CopyError(
+            f"{os.fsdecode(self._home)} is another directory than before, or was emptied",
+            f"is its disk mounted? if it is meant to be this one: `syncd accept {self.name}`",
+        )
 
     def _newest_version(self) -> int:
         return io_version.current(self._versions) if self._is_atomic else 0

@@ -26,6 +26,7 @@ from syncd.io_lineage import Lineage
 from syncd.io_metrics import make_registry
 from syncd.io_offer import Catalogue
 from syncd.io_origin import Origin
+from syncd.io_push import Pusher
 from syncd.io_rsync import own_ids
 from syncd.io_rsync_check import check_binary
 from syncd.io_serve import Server, Serving, server_tls
@@ -47,6 +48,7 @@ class Daemon:
         self.config = config
         self.origins: dict[str, Origin] = {}
         self.followers: dict[str, Follower] = {}
+        self.pushers: dict[str, list[Pusher]] = {}
         self.lineage = Lineage(config)
         self.catalogue = Catalogue({})
         self.server: Server | None = None
@@ -85,8 +87,8 @@ class Daemon:
             await self.server.stop()
         for runner in self._runners:
             await runner.cleanup()
-        parts: list[Follower | Origin] = [*self.followers.values(), *self.origins.values()]
-        await asyncio.gather(*(part.stop() for part in parts), return_exceptions=True)
+        names = [*self.followers, *self.origins]
+        await asyncio.gather(*(self._stop_tree(name) for name in names), return_exceptions=True)
         await self.lineage.stop()
         if self._lock >= 0:
             os.close(self._lock)
@@ -104,8 +106,7 @@ class Daemon:
             tree = config.trees.get(name)
             is_follower = name in self.followers
             if tree is None or tree != before.trees[name] or (is_follower and parents_changed):
-                part: Origin | Follower = self.origins.pop(name, None) or self.followers.pop(name)
-                await part.stop()
+                await self._stop_tree(name)
         if parents_changed or before.trees != config.trees:
             old, self.lineage = self.lineage, Lineage(config)
             for follower in self.followers.values():
@@ -131,7 +132,9 @@ class Daemon:
 
     async def _start_tree(self, name: str, tree: Tree) -> None:
         if tree.parents:
-            follower = Follower(name, tree, self.store_of(name), self.lineage, self._on_change)
+            follower = Follower(
+                name, tree, self.store_of(name), key_of(self.config, name), self.lineage, self._on_change
+            )
             self.followers[name] = follower
             await follower.start()
         else:
@@ -139,6 +142,17 @@ class Daemon:
             self.origins[name] = origin
             await origin.start()
         self._offer_all()
+        self.pushers[name] = [
+            Pusher(name, tree, target, push, self.catalogue.offers[name]) for target, push in tree.push.items()
+        ]
+        for pusher in self.pushers[name]:
+            pusher.start()
+
+    async def _stop_tree(self, name: str) -> None:
+        for pusher in self.pushers.pop(name, []):
+            await pusher.stop()
+        part: Origin | Follower = self.origins.pop(name, None) or self.followers.pop(name)
+        await part.stop()
 
     def _offer_all(self) -> None:
         mine = {name: origin.offer for name, origin in self.origins.items()}

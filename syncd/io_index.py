@@ -79,6 +79,18 @@ class Index:
         ).fetchone()
         return Size(entries, directories, size)
 
+    def holds_more_than_root(self, except_device: int) -> bool:
+        """Whether there is anything in the root, but for what is on the device `except_device`."""
+        sql = "SELECT 1 FROM entries WHERE parent=? AND device<>? LIMIT 1"
+        return self._db.execute(sql, (self.number(b"") or ROOT, except_device)).fetchone() is not None
+
+    def on_device(self, device: int, limit: int) -> list[tuple[bytes, Row]]:
+        """At most `limit` of the paths, with their rows, that are on this device. Reads the whole index."""
+        sql = f"SELECT parent, name, {_ROW} FROM entries WHERE device=? LIMIT ?"
+        found = self._db.execute(sql, (device, limit)).fetchall()
+        paths = [(self._path(parent, name), Row._make(row)) for parent, name, *row in found]
+        return [(path, row) for path, row in paths if path is not None]
+
     def number(self, path: bytes) -> int | None:
         """The number of the directory `path`; None when the index has no such directory."""
         if (known := self._numbers.get(path)) is not None:

@@ -96,6 +96,11 @@ class Ledger:
         with self._snapshot():
             yield self._manifest
 
+    def paths_below(self, path: bytes) -> list[bytes]:
+        """`path` and every path below it."""
+        self._index.rolled_back()
+        return [entry.path for entry in self._index.entries(path)]
+
     def kept_root(self) -> bytes:
         """The signed root that was stored last; b"" when there is none."""
         found = fact(self._db, "signed_root")

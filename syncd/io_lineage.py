@@ -10,6 +10,7 @@ from core.config_sync import SyncConfig
 from core.errors import NearpathError
 from core.io_config_sync import is_plain
 from syncd.io_parent import Parent
+from syncd.io_plain import PlainParent
 from syncd.lineage import Choice, Standing
 
 MEASURE_EVERY_S = 10.0
@@ -20,10 +21,11 @@ class Lineage:
     """See the module; `io_child.Lineage` is what a follower sees of it."""
 
     def __init__(self, config: SyncConfig) -> None:
-        self.parents: dict[str, Parent] = {
-            name: Parent(parent.url, config.node, parent.token_file, parent.ca_file or "")
+        self.parents: dict[str, Parent | PlainParent] = {
+            name: PlainParent(parent)
+            if is_plain(parent)
+            else Parent(parent.url, config.node, parent.token_file, parent.ca_file or "")
             for name, parent in config.parents.items()
-            if not is_plain(parent)
         }
         self.standings: dict[str, dict[str, Standing]] = {}
         self._choices: dict[str, Choice] = {}
@@ -46,7 +48,7 @@ class Lineage:
         for parent in self.parents.values():
             await parent.close()
 
-    def choose(self, tree: str) -> tuple[str, Parent] | None:
+    def choose(self, tree: str) -> tuple[str, Parent | PlainParent] | None:
         """(name, parent) to follow for a tree now."""
         name = self._choices[tree].choose(self.standings[tree], time.monotonic())
         return (name, self.parents[name]) if name else None
@@ -73,15 +75,15 @@ class Lineage:
             await asyncio.sleep(MEASURE_EVERY_S)
 
     async def _ask(self, tree: str, name: str) -> None:
-        standing = self.standings[tree][name]
-        if standing.rest_until > time.monotonic():
-            return
+        standing, parent = self.standings[tree][name], self.parents[name]
+        if standing.rest_until > time.monotonic() or not isinstance(parent, Parent):
+            return  # a plain server is not measured, and so comes after those that are
         try:
             async with asyncio.timeout(MEASURE_TIMEOUT_S):
                 if standing.srtt_s is None:
-                    await self.parents[name].root(tree)  # the first one pays for the connection
+                    await parent.root(tree)  # the first one pays for the connection
                 started_s = time.monotonic()
-                await self.parents[name].root(tree)
+                await parent.root(tree)
             standing.worked(time.monotonic(), time.monotonic() - started_s)
         except (NearpathError, TimeoutError) as error:
             standing.failed(time.monotonic(), str(error) or "no answer in time")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from core.config_sync import Tree
 from core.errors import NearpathError
 from core.io_log import get_logger
+from syncd.io_fanotify import fanotify_problem
 from syncd.io_ledger import Ledger
 from syncd.io_offer import Freshness, Offer
+from syncd.io_signer import read_key, sign
 from syncd.io_source import SourceStatus, SourceTree, State
 from syncd.io_store import StoreBusy, StoreError
-from syncd.manifest import ManifestError
-from syncd.signed_root import KEY_BYTES, Root, public_key, sign_root, verify_root
+from syncd.signed_root import Root, public_key
 
 REOPEN_S = 5.0
 """After a tree that could not be opened (not mounted, say) is tried again."""
@@ -40,7 +41,7 @@ class Origin:
         self.status = SourceStatus()
         self.root: Root | None = None
         self.entries = 0
-        self.failed = False
+        self.watch: Literal["inotify", "fanotify"] = "inotify"
         self.offer = Offer(store, self.freshness, self._served_path)
         self._store = store
         self._seed = read_key(key_file)
@@ -114,6 +115,7 @@ class Origin:
                     self._store,
                     cross_mounts=self.tree.cross_mounts,
                     accept_root=self._accept.is_set(),
+                    watch=self._choose_watch(),
                 )
             except StoreBusy as error:
                 self._tell_opened(error)
@@ -135,6 +137,16 @@ class Origin:
             finally:
                 self._source = None
                 source.close()
+
+    def _choose_watch(self) -> Literal["inotify", "fanotify"]:
+        """fanotify where it is asked for, or to be had; why not is shown. It sees one file system only."""
+        if self.tree.watch == "inotify" or (self.tree.watch == "auto" and self.tree.cross_mounts):
+            return "inotify"
+        problem = fanotify_problem(os.fsencode(self.tree.path))
+        if problem and self.tree.watch == "fanotify":
+            _log.warning("no_fanotify", tree=self.name, why=problem, doing="inotify is used")
+        self.watch = "inotify" if problem else "fanotify"
+        return self.watch
 
     def _own(self, source: SourceTree) -> None:
         swept_s = trimmed_s = time.monotonic()
@@ -192,35 +204,5 @@ class Origin:
                     self._changed.set()
 
     def _sign(self, ledger: Ledger) -> None:
-        """Sign the root as the ledger has it now, unless that is what was signed last."""
-        if self.root is None and (blob := ledger.kept_root()):
-            with suppress(ManifestError):
-                self.root = verify_root(blob, public_key(self._seed), self.name, None)
-        root_hash, sequence = ledger.root_hash()
-        last = self.root
-        if last is not None and (last.root_hash, last.sequence) == (root_hash, sequence):
-            return
-        # Wall seconds, so that versions go on growing when the index was lost; and people can read them.
-        version = int(time.time())
-        if last is not None:
-            version = last.version if last.root_hash == root_hash else max(version, last.version + 1)
-        root = Root(self.name, version, root_hash, sequence, time.time())
-        ledger.keep_root(sign_root(root, self._seed))
-        self.root = root
+        self.root = sign(ledger, self.name, self._seed, self.root)
         self.entries = ledger.size().entries
-
-
-def read_key(file: Path) -> bytes:
-    """The secret key in `file` (64 hex digits), made when there is none; NearpathError when it cannot be used."""
-    try:
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(handle, "w", encoding="ascii") as stream:
-                stream.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
-        seed = bytes.fromhex(file.read_text("ascii").strip())
-    except (OSError, ValueError) as error:
-        raise NearpathError(f"the key {file} cannot be used: {error}", "64 hexadecimal digits, mode 0600") from None
-    if len(seed) != KEY_BYTES:
-        raise NearpathError(f"the key {file} has {len(seed)} bytes", f"it must have {KEY_BYTES}, in hexadecimal")
-    return seed

@@ -25,6 +25,7 @@ from syncd.rsync import (
     parse_line,
     pull_arguments,
     push_arguments,
+    whole_arguments,
 )
 from syncd.transfer import share
 
@@ -82,6 +83,11 @@ async def push(
 ) -> Result:
     """Bring `paths` from `root` to a plain mirror: one rsync. With `delete`, paths that are gone here are deleted there."""
     return await _run(push_arguments(transport, options, root, delete), paths, watch)
+
+
+async def push_whole(transport: Transport, options: Options, root: str, delete: bool) -> Result:
+    """Bring all of `root` to a plain mirror, compared by rsync; with `delete`, what is not here goes there, at the end."""
+    return await _run(whole_arguments(transport, options, root, delete), (), ignore)
 
 
 async def _run(arguments: Sequence[str], paths: Sequence[bytes], watch: Watcher) -> Result:

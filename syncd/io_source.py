@@ -23,7 +23,7 @@ from syncd.io_fanotify import Fanotify
 from syncd.io_index import Index
 from syncd.io_journal import Journal
 from syncd.io_scan import MOUNTED, Disk, Skipped
-from syncd.io_store import StoreError, close_store, fact, open_store, set_fact, transaction
+from syncd.io_store import StoreError, close_store, fact, hold_directory, open_store, set_fact, transaction
 from syncd.io_watch import Watcher, limit_problem, watch_limit
 from syncd.settle import Settle
 
@@ -122,9 +122,11 @@ class SourceTree:
         self._moved_to: dict[bytes, bytes] = {}
         self._troubles: deque[str] = deque(maxlen=_MAX_TROUBLES)
         self.status = SourceStatus(sequence=self.journal.last())
+        self._lock = -1
         try:
             self._open_root(accept_root)
         except BaseException:
+            self._let_go()
             close_store(self._db)
             raise
 
@@ -132,6 +134,7 @@ class SourceTree:
         """Stop watching, close the store."""
         self._watcher.close()
         self._disk.close()
+        self._let_go()
         close_store(self._db)
 
     def start(self, stop: threading.Event | None = None) -> None:
@@ -184,6 +187,8 @@ class SourceTree:
             ) from error
         try:
             self._check_identity(disk, accept)
+            self._let_go()
+            self._lock = hold_directory(self._root)
             # The watcher of a root that was lost goes only once there is another.
             kernel = Fanotify(self._root) if self._watch == "fanotify" else None
             self._watcher = watcher = Watcher(self._wake.set, kernel=kernel)
@@ -200,6 +205,11 @@ class SourceTree:
         directories = self.index.size().directories
         limit = limit_problem(directories, watch_limit()) if self._watch == "inotify" else ""
         self.status = replace(self.status, state=State.STARTING, why="", watch_limit_problem=limit)
+
+    def _let_go(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _check_identity(self, disk: Disk, accept: bool) -> None:
         """The inode of the root tells an unmounted disk from an emptied one; its device number may change at a reboot."""

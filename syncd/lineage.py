@@ -74,7 +74,7 @@ class Choice:
     def _has_proved(self, challenger: str, standings: Mapping[str, Standing], now: float) -> bool:
         mine, theirs = _distance(standings[self.incumbent]), _distance(standings[challenger])
         if challenger == self.incumbent or not theirs < mine * (1 - GAIN_RATIO) or not theirs < mine - GAIN_S:
-            self._better_since.pop(challenger, None)
+            self._better_since.clear()
             return False
         self._better_since = {challenger: self._better_since.get(challenger, now)}
         return now - self._better_since[challenger] >= DWELL_S

@@ -96,6 +96,13 @@ def push_arguments(transport: Transport, options: Options, root: str, delete: bo
     return [*_common(transport, options), *there, _directory(root), _place(transport)]
 
 
+def whole_arguments(transport: Transport, options: Options, root: str, delete: bool = False) -> list[str]:
+    """The command that brings the whole of `root` to a plain mirror, however it stands to it."""
+    common = [argument for argument in _common(transport, options) if argument not in ("--from0", "--files-from=-")]
+    gone = ["--delete-delay", "--force"] if delete else []
+    return [*common, "--recursive", "--links", "--delay-updates", *gone, _directory(root), _place(transport)]
+
+
 def _common(transport: Transport, options: Options) -> list[str]:
     flags = "-pt" + "H" * options.hard_links + "S" * options.sparse + "X" * options.xattrs + "A" * options.acls
     flags += "og" * options.owners + "z" * options.compress
