@@ -53,6 +53,7 @@ COPY: dict[str, Any] = {
     "held": {"what": "x", "token": "12345678"},
     "parent": "tokyo",
     "parents": [{"name": "tokyo", "srtt_ms": 12.0}, {"name": "osaka", "srtt_ms": None}],
+    "pushes": {"away": {"to": "rsync://m/t", "behind": 4, "pushed": 9, "error": "refused"}},
     "children": {"edge": {"sequence": 30, "behind": 10, "seen_wall_s": 995.0, "sent_bytes": 77, "streams": 2}},
 }
 
@@ -76,6 +77,8 @@ def test_copy() -> None:
     assert found["syncd_child_behind_changes", "edge", "t"] == 10
     assert found["syncd_child_seen_age_seconds", "edge", "t"] == 5
     assert found["syncd_child_sent_bytes_total", "edge"] == 77
+    assert found["syncd_push_behind_changes", "away", "t"] == 4
+    assert found["syncd_push_failed", "away", "t"] == 1
     assert found["syncd_stamps_age_seconds",] == 1.5
 
 

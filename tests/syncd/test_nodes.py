@@ -240,3 +240,123 @@ def test_two_daemons_on_one_tree_are_refused(fleet: Fleet, tmp_path: Path) -> No
         assert done.returncode != 0, tree
         assert "another syncd" in done.stderr, done.stderr
         assert str(fleet.at(node, tree)) in done.stderr
+
+
+# --- drift, adoption, hooks, limits ---------------------------------------------------------------------------------------
+
+
+def test_what_was_changed_behind_its_back_is_found_and_only_that_is_fetched(fleet: Fleet) -> None:
+    copy = fleet.at(fleet.copy, "drift")
+    fleet.until_current("drift")
+    before = fleet.status("drift")
+    (copy / "d" / "f3").write_text("somebody was here, and wrote more than there was before" * 10)
+    (copy / "d" / "f4").unlink()
+    (copy / "d" / "added").write_text("x")
+    (copy / "new").mkdir()
+    found = fleet.copy.ask("POST", "/v1/verify", {"tree": "drift", "repair": True})
+    names = {difference["path"] for difference in found["differences"]}
+    assert {"d/f3", "d/f4", "d/added", "new"} <= names
+    assert not any(name.startswith("d/f1") for name in names)
+    fleet.until_current("drift")
+    after = fleet.status("drift")
+    assert after["fetched_files"] - before["fetched_files"] == 2
+    sizes = [(fleet.at(fleet.origin, "drift") / "d" / name).stat().st_size for name in ("f3", "f4")]
+    assert after["fetched_bytes"] - before["fetched_bytes"] == sum(sizes)
+
+
+def test_a_failing_hook_before_holds_the_publish_back_and_one_after_is_told(fleet: Fleet) -> None:
+    hooks = fleet.copy.home / "hooks"
+    (hooks / "closed").touch()
+    before = seen(fleet.at(fleet.copy, "hooks"))
+    (fleet.at(fleet.origin, "hooks") / "new").write_text("x")
+    fleet.copy.until(lambda: fleet.status("hooks")["state"] == "failed", "it is held back")
+    assert "the hook before publishing" in fleet.status("hooks")["why"]
+    assert "it is closed" in fleet.status("hooks")["why"]
+    assert seen(fleet.at(fleet.copy, "hooks")) == before
+    (hooks / "closed").unlink()
+    fleet.copy.ask("POST", "/v1/pull", {"tree": "hooks"})
+    fleet.until_current("hooks")
+    fleet.copy.until(lambda: "hooks 2" in (hooks / "told").read_text(), "the hook after is run")
+
+
+def test_a_bandwidth_limit_is_kept(fleet: Fleet) -> None:
+    started_s = time.monotonic()
+    (fleet.at(fleet.origin, "slow") / "large").write_bytes(random.Random(1).randbytes(600_000))
+    fleet.until_same("slow")
+    # 3 s at 200 kB/s; rsync's own limit is kept over a second or so.
+    assert time.monotonic() - started_s > 1.5
+
+
+def test_what_cannot_be_read_is_tried_again_and_shown_while_the_rest_is_published(fleet: Fleet) -> None:
+    top, copy = fleet.at(fleet.origin, "unread"), fleet.at(fleet.copy, "unread")
+    replace_file(top / "index", b"names f0")
+    fleet.until_current("unread")
+    for name, size in (("small", 100), ("large", 100_000)):
+        (top / name).write_bytes(b"s" * size)
+        (top / name).chmod(0)
+    (top / "good").write_text("x")
+    replace_file(top / "index", b"names small and large too")
+    fleet.copy.until(lambda: (copy / "good").exists(), "what can be read is published")
+    fleet.copy.until(lambda: len(fleet.status("unread")["troubles"]) == 2, "both are shown")
+    status = fleet.status("unread")
+    assert status["state"] == "retrying"
+    assert {trouble["path"] for trouble in status["troubles"]} == {"small", "large"}
+    assert all(trouble["why"] for trouble in status["troubles"])
+    assert (copy / "index").read_bytes() == b"names f0", "an index is held back while what it may name is missing"
+    fleet.copy.until(lambda: fleet.status("unread")["troubles"][0]["tries"] > 1, "it is tried again")
+    for name in ("small", "large"):
+        (top / name).chmod(0o644)
+    fleet.until_current("unread")
+    assert fleet.status("unread")["troubles"] == []
+    assert fleet.status("unread")["waiting"] == 0
+
+
+def test_no_clock_hides_a_change(fleet: Fleet) -> None:
+    top = fleet.at(fleet.origin, "clock")
+    for i, when_s in enumerate((0, 1, 10**9, 4 * 10**9, 2**33)):
+        file = top / "d" / f"f{i}"
+        file.write_bytes(b"%d" % i * 10)
+        os.utime(file, (when_s, when_s))
+    fleet.until_current("clock")
+    for i, when_s in enumerate((4 * 10**9, 0, 10**9, 3, 2**33)):  # forwards, backwards, and twice the same
+        file = top / "d" / f"f{i}"
+        file.write_bytes(b"%d" % (9 - i) * 10)
+        os.utime(file, (when_s, when_s))
+    fleet.until_current("clock")
+
+
+def test_symlinks_that_lead_out_are_refused_and_told_and_hashes_match_all_the_same(fleet: Fleet) -> None:
+    top, copy = fleet.at(fleet.origin, "other"), fleet.at(fleet.copy, "other")
+    (top / "out").symlink_to("/etc/passwd")
+    (top / "up").symlink_to("../../secret")
+    (top / "in").symlink_to("d/f1")
+    fleet.copy.until(lambda: os.path.lexists(copy / "in"), "the good one is there")
+    fleet.copy.until(
+        lambda: fleet.status("other")["root_hash"] == tree_of(fleet.origin, "other")["root_hash"], "hashes match"
+    )
+    assert not os.path.lexists(copy / "out")
+    assert not os.path.lexists(copy / "up")
+    refused = {entry["path"]: entry["why"] for entry in fleet.status("other")["refused"]}
+    assert refused.keys() == {"out", "up"}
+    assert "/etc/passwd" in refused["out"]
+    assert fleet.status("other")["state"] == "current"
+
+
+def test_a_write_through_one_name_of_a_file_comes_to_its_other_names(fleet: Fleet) -> None:
+    for tree in ("links", "clock"):  # where hard links are kept, and where not
+        top = fleet.at(fleet.origin, tree)
+        (top / "one").write_bytes(b"first")
+        (top / "far").mkdir()
+        for i in range(5):
+            os.link(top / "one", top / "far" / f"name{i}")
+    for tree in ("links", "clock"):
+        fleet.until_current(tree)
+        with open(fleet.at(fleet.origin, tree) / "far" / "name3", "ab") as file:
+            file.write(b" and more")
+    for tree in ("links", "clock"):
+        fleet.until_current(tree)
+        os.chmod(fleet.at(fleet.origin, tree) / "one", 0o600)
+    for tree in ("links", "clock"):
+        fleet.until_current(tree)
+    inodes = {path.stat().st_ino for path in (fleet.at(fleet.copy, "links") / "far").iterdir()}
+    assert len(inodes) == 1
