@@ -28,6 +28,7 @@ from syncd.io_offer import Freshness, Offer
 from syncd.io_parent import Parent, ParentError
 from syncd.io_plain import PlainParent
 from syncd.io_publish import DiskFull
+from syncd.io_scrub import Scrubber
 from syncd.io_signer import read_key, sign
 from syncd.io_store import StoreBusy
 from syncd.manifest import Comparison, ManifestError, compare_as_it_is
@@ -109,6 +110,10 @@ class Follower:
         self._quiet_polls = 0
         self._blob = b""
         self.intake = Intake(name, tree, self.board, self._work, self._announce)
+        self._wrong: set[bytes] = set()
+        """files whose content the scrub found to be wrong"""
+        self._loop = asyncio.get_running_loop()
+        self.scrubber = Scrubber(name, store, self._scrubbed, tree.scrub, self._content_wrong, by_inode=True)
 
     # -- life
 
@@ -121,9 +126,11 @@ class Follower:
         except NearpathError as error:
             self.board.note(Activity.STOPPED, str(error))
         self._task = asyncio.create_task(self._run(), name=f"follow-{self.name}")
+        self.scrubber.start()
 
     async def stop(self) -> None:
         """End what is under way; what was fetched stays for the next start."""
+        await asyncio.to_thread(self.scrubber.stop)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -170,15 +177,13 @@ class Follower:
         self.look()
         return wish
 
-    def at_hand(self) -> tuple[Copy, Parent]:
+    def at_hand(self) -> tuple[Copy, Parent | PlainParent]:
         """The copy and the parent to ask, for who looks and changes nothing; NearpathError when one is not there."""
         if self._copy is None:
             raise NearpathError(f"tree {self.name} cannot be looked at", self.status.why or "it is being opened")
         chosen = self._lineage.choose(self.name)
         if chosen is None:
             raise NearpathError(f"no parent of tree {self.name} answers", self.status.why or "see `syncd status`")
-        if not isinstance(chosen[1], Parent):
-            raise NearpathError(f"{chosen[0]} is a plain rsync server", "it can only be compared by rsync itself")
         return self._copy, chosen[1]
 
     async def with_copy(self, work: Callable[[Copy], T]) -> T:
@@ -235,6 +240,8 @@ class Follower:
             size = await self._work(copy.size)
             has_content = bool((await self._work(copy.cursor)).journal)
             self.board.update(entries=size.entries, bytes_=size.bytes, has_content=has_content)
+            refused = await self._work(copy.refused)
+            self.board.update(refused=len(refused), refused_paths=refused)
             _log.info("tree_opened", tree=self.name, entries=size.entries, recovered=recovery.went_on)
         return self._copy
 
@@ -336,6 +343,7 @@ class Follower:
             await self._obey(copy)
             if self._compare_due or self._reread_due or self.intake.is_lacking:
                 await self._compare(copy, parent, None)
+            await self._repair(copy, parent)
             cursor = await self._work(copy.cursor)
             asked_s = time.monotonic()
             # After a comparison it is not known yet whether there is more: the first question does not wait.
@@ -362,6 +370,7 @@ class Follower:
             if self._reread_due:
                 await self._work(copy.read_disk)
             await self._work(copy.forget_later)
+            await self._repair(copy, parent)
             changes = await parent.differences(os.fsdecode(copy.root))
             self.board.update(differences=len(changes), compared_wall_s=wall_s)
             self._begin_whole(changes)
@@ -384,6 +393,28 @@ class Follower:
             self._look.clear()
             if (chosen := self._lineage.choose(self.name)) is not None and chosen[0] != name:
                 return
+
+    def _scrubbed(self) -> bytes | None:
+        return os.fsencode(self.tree.path) if self._served_path() is not None else None
+
+    def _content_wrong(self, path: bytes) -> None:
+        """Called by the scrubber, in its thread."""
+
+        def take() -> None:
+            self._wrong.add(path)
+            self.look()
+
+        self._loop.call_soon_threadsafe(take)
+
+    async def _repair(self, copy: Copy, parent: Parent | PlainParent) -> None:
+        """Fetch anew what the scrub found to be wrong; compared by content, since the parent has the same size and time."""
+        if not self._wrong:
+            return
+        wrong = frozenset(self._wrong)
+        changes = await self._work(lambda: copy.as_recorded(wrong))
+        for part in in_parts(changes, copy.ranks.of):
+            await self.intake.apply(copy, parent, part, None)
+        self._wrong -= wrong
 
     async def _sign_here(self) -> None:
         """Nobody above signs a tree of a plain server: for our own children, its origin is here."""

@@ -111,6 +111,9 @@ def _rows(name: str, tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[
         yield "free", Text(size(tree["free_bytes"]))
     if tree["children"]:
         yield "children", _children(tree["children"], now_wall_s)
+    for pushed, told in tree["pushes"].items():
+        text = f"{pushed}  {printable(told['to'])}  {_behind(told)}  {told['pushed']:,} pushed"
+        yield "push", Text(text + f": {printable(told['error'])}", style="red") if told["error"] else Text(text)
     yield from _many("trouble", [_trouble(trouble) for trouble in tree["troubles"]])
 
 
@@ -172,11 +175,14 @@ def _children(children: dict[str, Any], now_wall_s: float) -> Text:
     width = max(map(len, children))
     lines = []
     for name, child in children.items():
-        behind = f"{child['behind']:,} changes behind" if child["behind"] else "has everything"
         seen = f"seen {format_duration(max(0.0, now_wall_s - child['seen_wall_s']))} ago"
         streams = f"  {child['streams']} streams" if child["streams"] else ""
-        lines.append(f"{name:<{width}}  {behind}  {seen}  {size(child['sent_bytes'])} sent{streams}")
+        lines.append(f"{name:<{width}}  {_behind(child)}  {seen}  {size(child['sent_bytes'])} sent{streams}")
     return Text("\n".join(lines))
+
+
+def _behind(told: dict[str, Any]) -> str:
+    return f"{told['behind']:,} changes behind" if told["behind"] else "has everything"
 
 
 def _progress(told: dict[str, Any]) -> Table:

@@ -228,7 +228,18 @@ class Comparer:
             is_alike = old is not None and (old.row.mode, old.row.mtime_ns) == (row.mode, row.mtime_ns)
             if not row.is_directory or not is_alike:
                 self._draft(Draft(Op.UPSERT, path, row))
+            if is_in_place and not row.is_directory and not self.quiet:
+                self._see_other_names(path, row)
         return True
+
+    def _see_other_names(self, path: bytes, row: Row) -> None:
+        """What changed under one name of a file changed under all; the kernel tells of the one it was done through."""
+        for other in self._index.paths_of(row.device, row.inode):
+            old = self._index.get(other) if other != path else None
+            there = self._look_again(other) if old is not None else None
+            if old is not None and there not in (None, _UNKNOWN, old.row) and there.inode == row.inode:
+                self._index.put(other, there)
+                self._draft(Draft(Op.UPSERT, other, there))
 
     def _renamed_from(self, path: bytes, row: Row) -> bytes | None:
         """Where this was before, if the inode is known under a name that is not its own any more."""

@@ -42,6 +42,10 @@ REFUSED = -1
 """As the device of a row: the index has it, since the origin has, but it is not published."""
 
 
+MAX_REFUSED = 100
+"""So many paths are named; people fix them at the origin one by one."""
+
+
 class CopyError(NearpathError):
     """The copy cannot be worked on: its disk is not there, or is another one."""
 
@@ -70,7 +74,7 @@ class Copy:
         self._versions = Versions(self._path, self._path + b".versions", self._work)
         self._is_atomic = tree.mode == "atomic"
         self._db = open_store(store)
-        self.index = Index(self._db)
+        self.index = Index(self._db, by_inode=True)
         self.journal = Journal(self._db)
         self._lock = -1
         try:
@@ -131,6 +135,25 @@ class Copy:
     def plan(self, changes: Iterable[Change]) -> Plan:
         """The plan of changes on what is published now."""
         return make_plan(changes, _Have(self.index), self.ranks)
+
+    def as_recorded(self, paths: Iterable[bytes]) -> tuple[Change, ...]:
+        """Changes that bring files to what the index says they are: their contents are fetched anew."""
+        found = [(path, self.index.get(path)) for path in sorted(paths)]
+        return tuple(
+            Change(0, Op.UPSERT, path, to_entry(path, child.row))
+            for path, child in found
+            if child is not None and stat.S_ISREG(child.row.mode)
+        )
+
+    def refused(self) -> tuple[tuple[bytes, str], ...]:
+        """(path, why) of what the origin has and is not published here: the first of them."""
+        found = self.index.on_device(REFUSED, MAX_REFUSED)
+        return tuple((path, f"symlink to {row.target!r}, which leads out of the tree") for path, row in found)
+
+    def still_refused(self, paths: Iterable[bytes]) -> frozenset[bytes]:
+        """Those of `paths` that are not published still: the others changed, or went."""
+        found = [(path, self.index.get(path)) for path in paths]
+        return frozenset(path for path, child in found if child is not None and child.row.device == REFUSED)
 
     def clear_stage(self) -> None:
         """Drop what was fetched for another batch."""
@@ -410,6 +433,9 @@ class Copy:
         if known and is_other:
             with self._indexing():
                 self.index.remove(b"")
+                # Nothing is current any more: it is compared with the parent's before anyone is sent here.
+                self._set_cursor(Cursor())
+                set_fact(self._db, "later", encode_changes(()))
                 set_fact(self._db, "quiet_looks", int(fact(self._db, "quiet_looks") or 0) + 1)
         with transaction(self._db):
             set_fact(self._db, "root_inode", inode)

@@ -29,7 +29,7 @@ from syncd.io_origin import Origin
 from syncd.io_push import Pusher
 from syncd.io_rsync import own_ids
 from syncd.io_rsync_check import check_binary
-from syncd.io_serve import Server, Serving, server_tls
+from syncd.io_serve import Limits, Server, Serving, server_tls
 from syncd.io_snapshot import make_snapshot
 from syncd.io_stamps import Stamper
 from syncd.node_status import child_stamp, origin_stamp
@@ -171,11 +171,12 @@ class Daemon:
         if not self.config.listen:
             return
         tls = server_tls(self.config.tls.cert, self.config.tls.key) if self.config.tls else None
-        self.server = Server(self.catalogue, self._children(), serving=Serving(owner=own_ids()))
-        for listen in self.config.listen:
-            sock = bind_tcp(listen)
-            await self.server.start(sock, tls)
-            self.addresses.append(bound_address(sock))
+        # Each tree of a child has a long poll open.
+        limits = Limits(requests_per_child=32 + 2 * len(self.config.trees))
+        self.server = Server(self.catalogue, self._children(), limits, Serving(owner=own_ids()))
+        socks = [bind_tcp(listen) for listen in self.config.listen]
+        await self.server.start(socks[0], tls, *socks[1:])
+        self.addresses = [bound_address(sock) for sock in socks]
         _log.info("serving", addresses=self.addresses)
 
     async def _open_control(self) -> None:

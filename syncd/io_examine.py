@@ -18,6 +18,7 @@ from syncd.io_compare import Comparer, Depth
 from syncd.io_index import Child, Index
 from syncd.io_ledger import Ledger
 from syncd.io_parent import Parent
+from syncd.io_plain import PlainParent
 from syncd.io_scan import Disk, Trouble
 from syncd.io_store import close_store, open_store, transaction
 from syncd.manifest import Comparison, compare_as_it_is
@@ -50,7 +51,10 @@ class Findings:
 
 async def plan_now(follower: Follower) -> Plan:
     """What a follower would fetch and do if it did it now; everything it waits for, is held for, and has not asked for."""
-    _, parent = follower.at_hand()
+    copy, parent = follower.at_hand()
+    if isinstance(parent, PlainParent):
+        found = await parent.differences(os.fsdecode(copy.root))
+        return await follower.with_copy(lambda copy: copy.plan(found))
     cursor = await follower.with_copy(lambda copy: copy.cursor())
     answer = await parent.journal(follower.name, cursor, 0.0)
     if isinstance(answer, Behind):
@@ -62,8 +66,15 @@ async def plan_now(follower: Follower) -> Plan:
 
 
 async def verify_now(follower: Follower, scratch: Path) -> Findings:
-    """Read every name on the disk and compare it with the parent's listings; `scratch` is made for it, and removed."""
+    """Read every name on the disk and compare it with the parent's listings; `scratch` is made for it, and removed.
+
+    With a plain rsync server as parent, rsync itself compares, and what changes there meanwhile is found different.
+    """
     copy, parent = follower.at_hand()
+    if isinstance(parent, PlainParent):
+        changes = await parent.differences(os.fsdecode(copy.root))
+        entries = (await follower.with_copy(lambda copy: copy.size())).entries
+        return Findings(entries, tuple(Difference(change.path, _plainly(change)) for change in changes), (), 0)
     cursor = await follower.with_copy(lambda copy: copy.cursor())
     root = copy.root
     loop = asyncio.get_running_loop()
@@ -132,6 +143,10 @@ def _is_below(path: bytes, moved: set[bytes]) -> bool:
         return path in moved
     parts = path.split(b"/")
     return any(b"/".join(parts[:n]) in moved for n in range(1, len(parts) + 1))
+
+
+def _plainly(change: Change) -> str:
+    return "should not be here" if change.op is Op.DELETE else "is missing or different"
 
 
 def _difference(change: Change, had: Child | None) -> str:

@@ -56,10 +56,14 @@ class Size:
 
 
 class Index:
-    """See the module. `Row`s go in and out; `Entry` is made only for what leaves."""
+    """See the module. `Row`s go in and out; `Entry` is made only for what leaves.
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    `by_inode`: digests are kept when only the ctime moved; for a copy, where every new content has an inode of its own.
+    """
+
+    def __init__(self, db: sqlite3.Connection, *, by_inode: bool = False) -> None:
         self._db = db
+        self._put_row = _PUT.replace("ctime_ns=excluded.ctime_ns AND ", "", 1) if by_inode else _PUT
         self._numbers: dict[bytes, int] = {}
         self._next = int(fact(db, "next_directory") or ROOT)
 
@@ -145,7 +149,7 @@ class Index:
         top = self.get(path)
         if top is None:
             return
-        yield to_entry(path, top.row, self._digest(path))
+        yield to_entry(path, top.row, self.digest(path))
         stack = [(path, top.directory)]
         while stack:
             above, number = stack.pop()
@@ -174,7 +178,7 @@ class Index:
         if row.is_directory:
             number = self.number(path) or self._new_number()
             self._numbers[path] = number
-        self._db.execute(_PUT, (*place, number, *row))
+        self._db.execute(self._put_row, (*place, number, *row))
 
     def put_all(self, rows: Iterable[tuple[bytes, Row]]) -> None:
         """`put` of many (path, row), each path once, directories before what is in them; quick where many share one.
@@ -198,7 +202,7 @@ class Index:
             if number not in empty:
                 self._forget_directories(number, [path for path, _ in found])
             names = [(number, path.rpartition(b"/")[2], None, *row) for path, row in found]
-            self._db.executemany(_PUT, names)
+            self._db.executemany(self._put_row, names)
 
     def _forget_directories(self, number: int, paths: list[bytes]) -> None:
         """What the index has below those of `paths`, all of them names in the directory with this number."""
@@ -266,7 +270,8 @@ class Index:
         number = self.number(above)
         return None if number is None else (number, name)
 
-    def _digest(self, path: bytes) -> bytes | None:
+    def digest(self, path: bytes) -> bytes | None:
+        """The digest of the content at `path`, if it was read since it changed."""
         place = self._place(path)
         row = place and self._db.execute("SELECT digest FROM entries WHERE parent=? AND name=?", place).fetchone()
         return row[0] if row else None

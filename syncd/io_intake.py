@@ -18,7 +18,7 @@ from syncd.coalesce import coalesce
 from syncd.guard import DeleteLimits, Objection, Reserve, check_deletes, check_space
 from syncd.io_copy import Copy
 from syncd.io_hooks import run_hook
-from syncd.io_parent import ParentError
+from syncd.io_parent import ParentError, ParentRefuses
 from syncd.io_publish import DiskFull
 from syncd.io_rsync import pull_all
 from syncd.model import Change, Entry, Kind, Op
@@ -221,10 +221,16 @@ class Intake:
         small, large = divide(fetches, options) if parent.has_files else ([], list(fetches))
         failed: dict[bytes, str] = {}
         if small:
-            failed |= await parent.files(
-                self.name, [fetch.entry for fetch in small], copy.layout.stage, hard_links=options.hard_links
-            )
-            fetching.took(len(small), sum(fetch.entry.size for fetch in small))
+            entries = [fetch.entry for fetch in small]
+            try:
+                failed |= await parent.files(self.name, entries, copy.layout.stage, hard_links=options.hard_links)
+                fetching.took(len(small), sum(entry.size for entry in entries))
+            except ParentRefuses:
+                raise
+            except ParentError as error:
+                # An older parent, or one that serves under another user: rsync can do it all the same.
+                _log.info("files_by_rsync", tree=self.name, why=str(error))
+                large = list(fetches)
         if not large:
             return failed
 

@@ -83,6 +83,7 @@ def families(snapshot: dict[str, Any], now_wall_s: float) -> Iterator[Metric]:
             yield _family(kind(name, text, labels=["tree"]), which, key)
     yield from _states(trees, copies)
     yield from _children(trees, now_wall_s)
+    yield from _pushes(trees)
     appliance = snapshot["appliance"]
     if appliance is not None and appliance["delivered_s_ago"] is not None:
         yield GaugeMetricFamily(
@@ -120,6 +121,17 @@ def _states(trees: dict[str, dict[str, Any]], copies: dict[str, dict[str, Any]])
             if told["srtt_ms"] is not None:
                 rtt.add_metric([name, told["name"]], told["srtt_ms"] / 1000)
     yield from (held, parent, rtt)
+
+
+def _pushes(trees: dict[str, dict[str, Any]]) -> Iterator[Metric]:
+    labels = ["tree", "push"]
+    behind = GaugeMetricFamily("syncd_push_behind_changes", "changes that a plain mirror has not got", labels=labels)
+    failed = GaugeMetricFamily("syncd_push_failed", "1 while a plain mirror cannot be pushed to", labels=labels)
+    for name, tree in trees.items():
+        for push, told in tree["pushes"].items():
+            behind.add_metric([name, push], told["behind"])
+            failed.add_metric([name, push], int(bool(told["error"])))
+    yield from (behind, failed)
 
 
 def _children(trees: dict[str, dict[str, Any]], now_wall_s: float) -> Iterator[Metric]:

@@ -16,6 +16,7 @@ from core.io_log import get_logger
 from syncd.io_fanotify import fanotify_problem
 from syncd.io_ledger import Ledger
 from syncd.io_offer import Freshness, Offer
+from syncd.io_scrub import Scrubber
 from syncd.io_signer import read_key, sign
 from syncd.io_source import SourceStatus, SourceTree, State
 from syncd.io_store import StoreBusy, StoreError
@@ -54,6 +55,8 @@ class Origin:
         self._signer: asyncio.Task[None] | None = None
         self._ready_s = time.monotonic()
         self._was_ready = False
+        # Wrong content here is only told: nobody knows better.
+        self.scrubber = Scrubber(name, store, self._scrubbed, tree.scrub, lambda _path: None, by_inode=False)
 
     async def start(self) -> None:
         """Begin to watch. StoreBusy when another daemon has the tree."""
@@ -62,9 +65,11 @@ class Origin:
         self._thread.start()
         await opened
         self._signer = asyncio.create_task(self._sign_on_change(), name=f"sign-{self.name}")
+        self.scrubber.start()
 
     async def stop(self) -> None:
         """Stop watching; everything that was noticed and has settled is in the journal."""
+        await asyncio.to_thread(self.scrubber.stop)
         if self._signer is not None:
             self._signer.cancel()
             await asyncio.gather(self._signer, return_exceptions=True)
@@ -77,6 +82,8 @@ class Origin:
     def accept(self) -> None:
         """Take the directory that is there now for the tree, though it is another one, or empty."""
         self._accept.set()
+        if self._source is not None:
+            self._source.accept()
 
     def sweep(self) -> None:
         """Look at every name."""
@@ -100,6 +107,9 @@ class Origin:
     def public_key(self) -> str:
         """What children have to put into their configuration."""
         return public_key(self._seed).hex()
+
+    def _scrubbed(self) -> bytes | None:
+        return os.fsencode(self.tree.path) if self.is_ready else None
 
     def _served_path(self) -> str | None:
         # Before the first reading is through, children would take what is not indexed yet for deleted.

@@ -103,7 +103,7 @@ class Server:
         self._limits = limits
         self._serving = serving
         self._runner: web.AppRunner | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting: list[asyncio.Task[None]] = []
         self.door: Door | None = None
         """Of the port while it is open: how many connections there are, and were refused."""
 
@@ -122,8 +122,8 @@ class Server:
         )
         return app
 
-    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Serve on a listening socket (`core.io_http.bind_tcp`). Without `tls` only on loopback, or behind a proxy."""
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None, *more: socket.socket) -> None:
+        """Serve on listening sockets (`core.io_http.bind_tcp`). Without `tls` only on loopback, or behind a proxy."""
         # A child that goes away cancels its handler: long polls and rsyncs end with their connection.
         self._runner = web.AppRunner(
             self.app(),
@@ -135,14 +135,15 @@ class Server:
         await self._runner.setup()
         assert self._runner.server is not None
         self.door = Door(self._runner.server, tls, self._limits.door)
-        self._accepting = asyncio.create_task(self.door.serve(sock))
+        self._accepting = [asyncio.create_task(self.door.serve(one)) for one in (sock, *more)]
 
     async def stop(self) -> None:
         """End everything; no rsync is left when this returns."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
-            self._accepting = None
+        for accepting in self._accepting:
+            accepting.cancel()
+        if self._accepting:
+            await asyncio.wait(self._accepting)
+            self._accepting = []
         for task in tuple(self._open):
             task.cancel()
         if self._runner is not None:

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from syncd.io_daemon import Daemon
 
 
+PUSHED = "push:"
+"""With this in front, the name of a plain mirror is that of a child in the journal."""
+
+
 def make_snapshot(daemon: Daemon) -> dict[str, Any]:
     """JSON-able values; times in seconds, sizes in bytes, paths as text."""
     trees: dict[str, Any] = {}
     for name, origin in daemon.origins.items():
-        trees[name] = _origin(origin) | _children(daemon, origin)
+        trees[name] = _origin(origin) | _around(daemon, origin)
     for name, follower in daemon.followers.items():
-        trees[name] = _follower(daemon, name, follower) | _children(daemon, follower)
+        trees[name] = _follower(daemon, name, follower) | _around(daemon, follower)
     return {
         "node": daemon.config.node,
         "config": str(daemon.file),
@@ -120,10 +124,19 @@ def _fetching(status: ChildStatus) -> dict[str, Any] | None:
     }
 
 
-def _children(daemon: Daemon, part: Origin | Follower) -> dict[str, Any]:
+def _around(daemon: Daemon, part: Origin | Follower) -> dict[str, Any]:
     server = daemon.server
     return {
         "free_bytes": _free_bytes(part.tree.path),
+        "pushes": {
+            pusher.name: {
+                "to": pusher.target.to,
+                "pushed": pusher.pushed,
+                "behind": max(0, part.offer.last - part.offer.seen.get(f"{PUSHED}{pusher.name}", (0, 0.0))[0]),
+                "error": pusher.error,
+            }
+            for pusher in daemon.pushers.get(part.name, ())
+        },
         "children": {
             node: {
                 "sequence": sequence,
@@ -133,5 +146,6 @@ def _children(daemon: Daemon, part: Origin | Follower) -> dict[str, Any]:
                 "streams": server.streams[node] if server else 0,
             }
             for node, (sequence, seen_s) in part.offer.seen.items()
+            if not node.startswith(PUSHED)
         },
     }

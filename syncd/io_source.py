@@ -123,6 +123,7 @@ class SourceTree:
         self._troubles: deque[str] = deque(maxlen=_MAX_TROUBLES)
         self.status = SourceStatus(sequence=self.journal.last())
         self._lock = -1
+        self._accepted = False
         try:
             self._open_root(accept_root)
         except BaseException:
@@ -154,6 +155,12 @@ class SourceTree:
     def sweep(self) -> None:
         """Look at every name in the tree, slowly; for now and then, since a write through mmap makes no event."""
         self._sweep.appendleft((b"", Depth.ALL))
+
+    def accept(self) -> None:
+        """Take the directory that is at the root now for the tree, should it be another one, or empty; from any thread."""
+        self._accepted = True
+        self._root_check_at_s = 0.0
+        self._wake.set()
 
     def step(self, timeout_s: float) -> int:
         """Wait for something to do, at most `timeout_s`; do a part of it; how many changes were written."""
@@ -235,7 +242,8 @@ class SourceTree:
             self._root_check_at_s = now + ROOT_CHECK_S
             old_watcher, old_disk = self._watcher, self._disk
             try:
-                self._open_root(accept=False)
+                self._open_root(accept=self._accepted)
+                self._accepted = False
             except NearpathError as error:
                 self.status = replace(self.status, why=str(error))
                 return False
