@@ -8,6 +8,7 @@ the keys of KEYS; null: not measured in this run.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sys
@@ -15,11 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bench import bench_sync_watch
 from bench.sync_load import burst_s, delete_s, latencies_ms, lsyncd, lsyncd_missing, quantile, rsync_s
-from bench.sync_nodes import Fleet, Pair, SyncNode, is_current, start_pair, wait_until
+from bench.sync_nodes import TREE, Fleet, Pair, SyncNode, is_current, start_pair, wait_until
 from bench.sync_wan import wan_pair
+from syncd.io_parent import Parent
+from syncd.signed_root import public_key, verify_root
 
 Numbers = dict[str, float | None]
 
@@ -51,12 +55,14 @@ def latency(top: Path) -> Numbers:
         before = pair.origin.processor_s() + pair.child.processor_s()
         time.sleep(IDLE_S)
         idle = (pair.origin.processor_s() + pair.child.processor_s() - before) / IDLE_S / 2
+        requests = asyncio.run(no_change_requests(pair))
     finally:
         pair.stop()
     numbers: Numbers = {
         "latency_p50_ms": quantile(times, 0.5),
         "latency_p99_ms": quantile(times, 0.99),
-        "idle_cpu_share": round(idle, 4),
+        "idle_cpu_share": idle,
+        "no_change_requests": requests,
     }
     if why := lsyncd_missing():
         print(why)
@@ -64,6 +70,27 @@ def latency(top: Path) -> Numbers:
     with lsyncd(top / "lsyncd", top / "source", top / "target"):
         numbers["lsyncd_p50_ms"] = quantile(latencies_ms(top / "source", top / "target", 20, 0.1), 0.5)
     return numbers
+
+
+class CountingParent(Parent):
+    """Counts what it asks."""
+
+    requests = 0
+
+    async def _ask(self, *arguments: Any, **named: Any) -> tuple[int, bytes, str]:
+        self.requests += 1
+        return await super()._ask(*arguments, **named)
+
+
+async def no_change_requests(pair: Pair) -> int:
+    """How many requests it takes the child to see that it has what the origin signed."""
+    home, url = pair.child.home, f"https://{pair.origin.status()['addresses'][0]}"
+    parent = CountingParent(url, "child", str(home / "token"), str(pair.origin.home / "cert.pem"))
+    async with parent:
+        root = verify_root(await parent.root(TREE), public_key(pair.fleet.seed), TREE, None)
+        if root.root_hash.hex() != pair.child.tree()["root_hash"]:
+            raise SystemExit("the child does not know that it is equal: nothing was measured")
+        return parent.requests
 
 
 def burst(top: Path) -> Numbers:

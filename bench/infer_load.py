@@ -1,7 +1,7 @@
-"""The load generator of the gateway's benchmark: keep-alive connections of its own, cheap enough to leave a core to the gateway.
+"""The load generator of the gateway's benchmark: keep-alive connections, so cheap that a core is left to it.
 
-`python -m bench.infer_load '{"port": ..., "path": ..., "key": ..., "connections": ..., "seconds": ..., "rate": ...}'` prints one
-JSON object. With `rate` requests start at their planned times, and latency counts from there (no coordinated omission);
+`python -m bench.infer_load '{"port": ..., "path": ..., "key": ..., "connections": ..., "seconds": ..., "body": ...}'` prints
+one JSON object. With `rate` requests start at their planned times, and latency counts from there (no coordinated omission);
 without it each connection asks again at once.
 """
 
@@ -44,6 +44,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Collect one response; only its borders and status are looked at."""
         self._data += data
+        self._load.chunks += data.count(b"data: ")
         if self._head < 0:
             self._head = self._data.find(b"\r\n\r\n")
             if self._head < 0:
@@ -59,7 +60,7 @@ class Connection(asyncio.Protocol):
         )
         if done:
             self._busy = False
-            self._load.over(self, self._data[9:12] == b"200", self._planned_s, self._data.count(b"data: "))
+            self._load.over(self, self._data[9:12] == b"200", self._planned_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """A request under way has failed."""
@@ -79,7 +80,7 @@ class Load:
         self.latencies_s: list[float] = []
         self.first_s: list[float] = []
         self.errors = 0
-        self.events = 0
+        self.chunks = 0
 
     def next_request(self) -> bytes:
         """Bytes of the next request; bodies differ when `distinct` is set."""
@@ -91,12 +92,11 @@ class Load:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode() + body
 
-    def over(self, connection: Connection, good: bool, planned_s: float, events: int) -> None:
+    def over(self, connection: Connection, good: bool, planned_s: float) -> None:
         """A response is whole."""
         now = time.perf_counter()
         self.latencies_s.append(now - planned_s)
         self.errors += not good
-        self.events += events
         if self._stopping:
             return
         if not self._settings.get("rate"):
@@ -132,7 +132,7 @@ class Load:
             "rps": count / elapsed_s,
             "count": count,
             "errors": self.errors,
-            "events": self.events,
+            "chunks": self.chunks,
             "own_cpu_s": cpu_s,
             "elapsed_s": elapsed_s,
             **{f"p{p:g}_ms": _percentile(self.latencies_s, p) * 1e3 for p in (50, 95, 99)},

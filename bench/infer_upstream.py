@@ -1,6 +1,6 @@
-"""The upstream of the gateway's benchmark: as little work as a Python server can do, so that it is not what is measured.
+"""The upstream of the gateway's benchmark: as little work as a Python server can do, so as not to be measured.
 
-Prints its port, then answers every POST at once: a chat completion, or a stream of CHUNKS events with `pace_s` between them.
+Prints its port, then answers every POST at once: a chat completion, or a stream of `chunks` events with `pace_s` between them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import asyncio
 import sys
 
 import uvloop
-
-CHUNKS = 200
 
 BODY = (
     b'{"id":"chatcmpl-bench","object":"chat.completion","created":1700000000,"model":"bench","system_fingerprint":"fp_b",'
@@ -36,8 +34,8 @@ def chunk(data: bytes) -> bytes:
 class Upstream(asyncio.Protocol):
     """One connection; requests come one after the other."""
 
-    def __init__(self, pace_s: float) -> None:
-        self._pace_s = pace_s
+    def __init__(self, pace_s: float, chunks: int) -> None:
+        self._pace_s, self._chunks = pace_s, chunks
         self._rest = b""
         self._transport: asyncio.Transport | None = None
 
@@ -73,19 +71,21 @@ class Upstream(asyncio.Protocol):
     async def _stream(self) -> None:
         assert self._transport is not None
         self._transport.write(HEAD)
-        for _ in range(CHUNKS):
+        for _ in range(self._chunks):
             self._transport.write(chunk(EVENT))
             await asyncio.sleep(self._pace_s)
         self._transport.write(chunk(DONE) + b"0\r\n\r\n")
 
 
-async def serve(pace_s: float) -> None:
+async def serve(pace_s: float, chunks: int) -> None:
     """Until killed."""
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(pace_s), "127.0.0.1", 0, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Upstream(pace_s, chunks), "127.0.0.1", 0, backlog=1024
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(float(sys.argv[1]) if len(sys.argv) > 1 else 0.0))
+        runner.run(serve(float(sys.argv[1]), int(sys.argv[2])))

@@ -170,7 +170,7 @@ def start_pair(top: Path, options: dict[str, Any] | None = None) -> Pair:
 
 def is_current(node: SyncNode) -> bool:
     """Whether a copy has all that its parent told."""
-    return bool(node.tree()["state"] == "current")
+    return str(node.tree()["state"]) == "current"
 
 
 def make_certificate(home: Path, host: str) -> None:
@@ -195,7 +195,7 @@ def _serves(node: SyncNode) -> bool:
         log = (node.home / "log").read_text(errors="replace")
         raise SystemExit(f"{node.name} ended with {node.process.returncode}:\n{log[-2000:]}")
     try:
-        return node.tree()["state"] != "starting"
+        return str(node.tree()["state"]) != "starting"
     except (OSError, http.client.HTTPException):
         return False
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.sync_nodes import Fleet, Launch, Pair, is_current, wait_until
+from bench.sync_nodes import Fleet, Launch, Pair, is_current, launch_here, wait_until
 from tests.lab import netns
 from tests.lab.wan import Node, Wan
 
@@ -20,7 +19,8 @@ def wan_pair(top: Path, rtt_ms: float) -> Iterator[Pair | str]:
     if why := netns.why_not_here():
         yield f"no WAN here: {why}"
         return
-    with Wan([Node("origin"), Node("child")], default_rtt_ms=rtt_ms, directory=top / "lab") as wan:
+    (top / "lab").mkdir()
+    with Wan([Node("origin"), Node("child")], {}, default_rtt_ms=rtt_ms, directory=top / "lab") as wan:
         fleet = Fleet(top, launch={name: _launcher(wan, name) for name in ("origin", "child")})
         with fleet:
             origin = fleet.start("origin", children=["child"], host=wan.address("origin"), port=PORT)
@@ -30,8 +30,4 @@ def wan_pair(top: Path, rtt_ms: float) -> Iterator[Pair | str]:
 
 
 def _launcher(wan: Wan, node: str) -> Launch:
-    def launch(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        started: subprocess.Popen[bytes] = wan.popen(node, list(argv)).process
-        return started
-
-    return launch
+    return lambda argv, log: launch_here(["ip", "netns", "exec", wan.namespace(node), *argv], log)

@@ -44,6 +44,8 @@ MAX_AGAIN_S = 60.0
 HELD_AGAIN_S = 5.0
 FULL_AGAIN_S = 10.0
 """After a full disk is looked at again."""
+ROOT_AFTER_S = 0.5
+"""The root is compared once nothing came for so long: in a burst, hashing all of it takes as long as fetching some."""
 QUIET_POLLS = 2
 """Polls without news after which a hash that is not the signed one is taken for drift, not for a root still to come."""
 MAX_ROUNDS = 20
@@ -107,6 +109,7 @@ class Follower:
         self._compare_due = False
         self._reread_due = False
         self._is_caught_up = False
+        self._is_root_due = False
         self._quiet_polls = 0
         self._blob = b""
         self.intake = Intake(name, tree, self.board, self._work, self._announce)
@@ -149,7 +152,12 @@ class Follower:
         return True
 
     def accept(self) -> None:
-        """Take the disk that is there now for the copy's, and look at all of it."""
+        """Take the disk that is there now for the copy's, and look at all of it; NearpathError when it is the right one."""
+        if self._copy is not None:
+            raise NearpathError(
+                f"there is nothing to accept: tree {self.name} has its directory",
+                "`syncd status` says what it waits for",
+            )
         self._accept = True
         self._nudge.set()
 
@@ -447,7 +455,11 @@ class Follower:
             self._known = _Knowledge(received_s - answer.lag_s, max(answer.version, self._known.version))
         self.board.note(Activity.RETRYING if self.status.waiting else Activity.CURRENT, "")
         self.board.update(has_content=True)
-        await self._check_root(parent, quiet=not answer.changes)
+        if answer.changes:
+            self._is_root_due = True
+            return
+        quiet, self._is_root_due = not self._is_root_due, False
+        await self._check_root(parent, quiet)
 
     async def _poll(self, parent: Parent, cursor: Cursor, wait_s: float) -> Batch | Behind | None:
         """What the parent's journal has after `cursor`; None when the wait for it was cut short, see `look`."""
@@ -467,6 +479,8 @@ class Follower:
             await asyncio.gather(poll, look, return_exceptions=True)
 
     def _wait_s(self, now: float) -> float:
+        if self._is_root_due:
+            return min(self.tree.poll, ROOT_AFTER_S)
         due = self.intake.retries.next_due()
         return self.tree.poll if due is None else min(self.tree.poll, max(0.0, due - now))
 

@@ -112,6 +112,8 @@ def _wait_current(config: Path, tree: str, asked_s: float, with_bars: bool, time
 
 
 def _reason(tree: str, now: dict[str, Any]) -> str:
+    if now["state"] == "no-parent" and (said := [p["why"] for p in now["parents"] if p["why"]]):
+        return "; ".join(said)
     if now["why"]:
         return str(now["why"])
     if now["troubles"]:

@@ -147,7 +147,8 @@ def _copy_rows(tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[str, R
 
 def _origin_rows(tree: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:
     queue = f"{tree['waiting']:,} paths settle, {tree['walking']:,} directories to read"
-    yield "watch", Text(f"{tree['watches']:,} directories watched, {tree['overflows']:,} overflows; {queue}")
+    watched = f"{tree['watches']:,} directories watched" if tree["watch"] == "inotify" else "the whole file system"
+    yield "watch", Text(f"{watched} ({tree['watch']}), {tree['overflows']:,} overflows; {queue}")
     if tree["unwatched"]:
         yield "unwatched", Text(f"{tree['unwatched']:,} directories; they are read from time to time", style="red")
     if tree["watch_limit_problem"]:

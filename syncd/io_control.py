@@ -38,6 +38,7 @@ def make_control_app(daemon: Daemon) -> web.Application:
             web.post("/v1/forget", control.forget),
             web.post("/v1/pull", control.pull),
             web.post("/v1/verify", control.verify),
+            web.post("/v1/scrub", control.scrub),
             web.post("/v1/plan", control.plan),
             web.post("/v1/rollback", control.rollback),
             web.post("/v1/reload", control.reload),
@@ -116,6 +117,11 @@ class _Control:
                 ],
             }
         )
+
+    async def scrub(self, request: web.Request) -> web.Response:
+        part = self._part(await _body(request))
+        part.scrubber.hurry()
+        return _json({"tree": part.name, "passes": part.scrubber.status.passes})
 
     async def plan(self, request: web.Request) -> web.Response:
         follower = self._copy(await _body(request), "it is what others become")

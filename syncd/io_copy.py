@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.config_sync import Tree
@@ -24,6 +24,7 @@ from syncd.io_compare import Comparer, Depth
 from syncd.io_index import Index, Size
 from syncd.io_journal import Draft, Journal
 from syncd.io_publish import DiskFull, Layout
+from syncd.io_record import record_upserts
 from syncd.io_scan import Disk, Gone, Trouble
 from syncd.io_store import close_store, fact, hold_directory, open_store, set_fact, transaction
 from syncd.io_version import Versions
@@ -176,8 +177,9 @@ class Copy:
         if self._is_atomic:
             io_version.publish_version(self._versions, intent, time.time())
         else:
+            intent = replace(intent, steps=io_publish.bring_whole(self.layout, intent.steps, self.ranks))
             io_publish.begin(self.layout, intent)
-            io_publish.run(self.layout)
+            io_publish.run(self.layout, begun=intent)
         self._record(note, intent)
         self._finish(intent)
 
@@ -306,6 +308,11 @@ class Copy:
         disk = Disk(self.root)
         refused = frozenset(note.refused)
         try:
+            if not refused and all(change.op is Op.UPSERT for change in note.changes):
+                paths = dict.fromkeys(change.path for change in note.changes)
+                found = record_upserts(self.index, disk, list(paths))
+                if found is not None:
+                    return found
             for change in note.changes:
                 if change.op is Op.DELETE:
                     if self.index.remove(change.path):

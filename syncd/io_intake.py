@@ -151,9 +151,9 @@ class Intake:
         await self._work(lambda: copy.publish(steps, note))
         self.approved = ""
         refused = dict(self.board.status.refused_paths) | dict(plan.refused)
-        for change in changes:
-            if change.path in refused and change.path not in dict(plan.refused):
-                del refused[change.path]
+        if refused:
+            still = await self._work(lambda: copy.still_refused(refused))
+            refused = {path: why for path, why in refused.items() if path in still}
         self.board.update(
             waiting=len(waiting),
             troubles=tuple((os.fsdecode(t.path), t.why, t.tries) for t in self.retries.troubles()[:20]),

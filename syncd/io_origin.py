@@ -80,10 +80,16 @@ class Origin:
         await self.offer.close()
 
     def accept(self) -> None:
-        """Take the directory that is there now for the tree, though it is another one, or empty."""
-        self._accept.set()
-        if self._source is not None:
-            self._source.accept()
+        """Take what is there now for the tree, though it is another directory, or empty; NearpathError if it is well."""
+        if self.status.state is not State.ROOT_LOST:
+            raise NearpathError(
+                f"there is nothing to accept: tree {self.name} has its directory",
+                "`syncd status` says what it waits for",
+            )
+        if (source := self._source) is not None:
+            source.accept()
+        else:
+            self._accept.set()
 
     def sweep(self) -> None:
         """Look at every name."""

@@ -117,6 +117,8 @@ class Pusher:
 
     def _judge(self, result: Result) -> None:
         """A file that vanished here meanwhile is told by the next page; anything else that failed is tried again."""
-        if result.failed or result.verdict not in (Verdict.DONE, Verdict.PARTIAL):
+        # What the receiver says of its temporary files names no path of ours: partial without a reason is a failure too.
+        is_unexplained = result.verdict is Verdict.PARTIAL and not result.vanished
+        if result.failed or is_unexplained or result.verdict not in (Verdict.DONE, Verdict.PARTIAL):
             some = next(iter(result.failed.items()), (b"", result.text))
             raise NearpathError(f"{self.target.to}: {os.fsdecode(some[0])} {some[1]}".strip(), "it is tried again")

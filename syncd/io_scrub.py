@@ -182,9 +182,7 @@ class Scrubber:
             return None
         if digest is None or not self._is_as_before(index, path, child.row):
             return None  # it is changing, or was changed by others: not for us to say
-        self.status = replace(
-            self.status, files=self.status.files + 1, bytes_=self.status.bytes_ + child.row.size
-        )
+        self.status = replace(self.status, files=self.status.files + 1, bytes_=self.status.bytes_ + child.row.size)
         if known is None:
             return child.row, digest
         if known != digest:
@@ -233,9 +231,7 @@ class Scrubber:
     def _tell(self, path: bytes, what: str) -> None:
         _log.error("content_wrong", tree=self._name, path=os.fsdecode(path), what=what)
         others = tuple(entry for entry in self.status.wrong if entry[0] != path)
-        self.status = replace(
-            self.status, found=self.status.found + 1, wrong=((path, what), *others)[:MAX_SHOWN]
-        )
+        self.status = replace(self.status, found=self.status.found + 1, wrong=((path, what), *others)[:MAX_SHOWN])
         self._found(path)
 
 

@@ -49,6 +49,7 @@ def _origin(origin: Origin) -> dict[str, Any]:
         "sequence": status.sequence,
         "waiting": status.waiting,
         "walking": status.walking,
+        "watch": origin.watch,
         "watches": status.watches,
         "unwatched": status.unwatched,
         "overflows": status.overflows,
@@ -124,10 +125,24 @@ def _fetching(status: ChildStatus) -> dict[str, Any] | None:
     }
 
 
+def _scrub(part: Origin | Follower) -> dict[str, Any]:
+    """What the slow reading of all contents did and found since the start."""
+    status = part.scrubber.status
+    return {
+        "passes": status.passes,
+        "files": status.files,
+        "bytes": status.bytes_,
+        "found": status.found,
+        "wrong": [{"path": os.fsdecode(path), "what": what} for path, what in status.wrong],
+        "why": status.why,
+    }
+
+
 def _around(daemon: Daemon, part: Origin | Follower) -> dict[str, Any]:
     server = daemon.server
     return {
         "free_bytes": _free_bytes(part.tree.path),
+        "scrub": _scrub(part),
         "pushes": {
             pusher.name: {
                 "to": pusher.target.to,

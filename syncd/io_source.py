@@ -157,8 +157,11 @@ class SourceTree:
         self._sweep.appendleft((b"", Depth.ALL))
 
     def accept(self) -> None:
-        """Take the directory that is at the root now for the tree, should it be another one, or empty; from any thread."""
-        self._accepted = True
+        """Take what is at the root now for the tree, though it is another directory, or empty; from any thread.
+
+        Only while the root is lost: said beforehand, it would let the next wrong disk through.
+        """
+        self._accepted = self.status.state is State.ROOT_LOST
         self._root_check_at_s = 0.0
         self._wake.set()
 
@@ -256,6 +259,7 @@ class SourceTree:
         return True
 
     def _lose_root(self, why: str, now: float) -> None:
+        self._accepted = False
         self._root_check_at_s = now + ROOT_CHECK_S
         self.status = replace(self.status, state=State.ROOT_LOST, why=why)
 
