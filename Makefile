@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint types check schema format bench constraints systemd-test clean
+.PHONY: help setup run test lab churn lint types check schema format bench constraints systemd-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-zA-Z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do \
@@ -43,6 +43,8 @@ schema: setup ## write configs/schema and docs/configuration.md anew from the mo
 	@mkdir -p configs/schema
 	@$(BIN)/nearpath config-schema > configs/schema/nearpath.schema.json
 	@$(BIN)/nearpath config-schema --agent > configs/schema/agent.schema.json
+	@$(BIN)/nearpath config-schema --syncd > configs/schema/syncd.schema.json
+	@$(BIN)/nearpath config-schema --infer > configs/schema/local-infer.schema.json
 	@$(BIN)/python -m nearpath.configdoc docs/configuration.md
 
 format: setup ## let ruff rewrite the sources
@@ -55,6 +57,9 @@ bench: ## list the benchmarks
 bench-%: setup ## one benchmark: a table, and one JSON object as the last line
 	@test -f bench/bench_$*.py || { echo "there is no bench/bench_$*.py; \`make bench\` lists the benchmarks" >&2; exit 2; }
 	@$(BIN)/python -m bench.bench_$* $(ARGS)
+
+churn: setup ## syncd: an hour of changes through nodes that are killed, cut off and full: ARGS="--minutes 10 --seed 7"
+	@$(BIN)/python -m tests.syncd.churn_nodes $(ARGS)
 
 systemd-test: setup ## units under a real systemd in a container (root, Debian archive, some minutes)
 	@scripts/set-up container

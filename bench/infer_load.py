@@ -1,8 +1,8 @@
 """The load generator of the gateway's benchmark: keep-alive connections, so cheap that a core is left to it.
 
-`python -m bench.infer_load '{"port": ..., "path": ..., "key": ..., "connections": ..., "seconds": ..., "body": ...}'` prints
-one JSON object. With `rate` requests start at their planned times, and latency counts from there (no coordinated omission);
-without it each connection asks again at once.
+`python -m bench.infer_load SETTINGS` prints one JSON object. SETTINGS is one too: port, path, key, connections, seconds,
+body (`@` is a number that changes), and perhaps rate and distinct. With a rate requests start at their planned times, and
+latency counts from there (no coordinated omission); without it each connection asks again at once.
 """
 
 from __future__ import annotations

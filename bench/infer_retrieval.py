@@ -83,13 +83,11 @@ async def ask_all(folder: Path) -> dict[str, float]:
     false = [asked for stored, asked in antonyms if await ask(asked) == f"answer of {stored}"]
     right = [asked for stored, asked in paraphrases if await ask(asked) == f"answer of {stored}"]
     retrieval.close()
-    match = re.search(r"VmRSS:\s+(\d+)", STATUS.read_text())
     return {
         "retrieval_p50_ms": times_s[len(times_s) // 2] * 1e3,
         "retrieval_p99_ms": times_s[len(times_s) * 99 // 100] * 1e3,
         "false_hits": len(false),
         "recall": len(right) / len(paraphrases),
-        "retrieval_rss_mb": int(match[1]) / 1024 if match else 0.0,
     }
 
 
@@ -97,4 +95,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "build":
         build(Path(sys.argv[2]))
     else:
-        print(json.dumps(asyncio.run(ask_all(Path(sys.argv[2])))))
+        found = asyncio.run(ask_all(Path(sys.argv[2])))
+        match = re.search(r"VmRSS:\s+(\d+)", STATUS.read_text())
+        print(json.dumps({**found, "retrieval_rss_mb": int(match[1]) / 1024 if match else None}))

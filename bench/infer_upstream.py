@@ -1,6 +1,6 @@
 """The upstream of the gateway's benchmark: as little work as a Python server can do, so as not to be measured.
 
-Prints its port, then answers every POST at once: a chat completion, or a stream of `chunks` events with `pace_s` between them.
+Prints its port, then answers every POST at once: a chat completion, or a stream of `chunks` events, `pace_s` apart.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class Upstream(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(HEAD)
         for _ in range(self._chunks):
+            if self._transport.is_closing():
+                return
             self._transport.write(chunk(EVENT))
             await asyncio.sleep(self._pace_s)
         self._transport.write(chunk(DONE) + b"0\r\n\r\n")

@@ -141,7 +141,7 @@ class Retrieval(Section):
 
     index: str = Field(min_length=1, description="folder written by `local-infer build`")
     embedder: str | None = Field(default=None, min_length=1, description="folder with tokenizer.json and model.onnx")
-    threshold: Share = Field(default=0.75, gt=0, description="least similarity where an entry has not learned its own")
+    threshold: Share = Field(default=0.35, gt=0, description="least similarity where an entry has not learned its own")
     margin: Share = Field(default=0.05, description="the best must lead the next different answer by this")
     longest: int = Field(default=256, ge=8, le=4096, description="characters; longer questions are not looked up")
     proofs: int = Field(default=3, ge=0, le=1000, description="agreeing shadow answers before a kept answer is used")

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from core.config import AgentConfig, Config
 from core.errors import NearpathError
 from core.io_config import read_agent_config, read_config
 from nearpath.client import ask
@@ -127,11 +126,14 @@ def check_config(
 @app.command("config-schema")
 def config_schema(
     agent: Annotated[bool, typer.Option("--agent", help="The probe agent's schema.")] = False,
+    syncd: Annotated[bool, typer.Option("--syncd", help="syncd's schema.")] = False,
+    infer: Annotated[bool, typer.Option("--infer", help="local-infer's schema.")] = False,
 ) -> None:
-    """Print the JSON schema of the configuration file, for editors."""
-    from nearpath.schema import schema_text
+    """Print the JSON schema of a configuration file, for editors; the appliance's unless another is named."""
+    from nearpath.schema import FILES, schema_text
 
-    print(schema_text(AgentConfig if agent else Config), end="")
+    name = "agent" if agent else "syncd" if syncd else "local-infer" if infer else "nearpath"
+    print(schema_text(FILES[name]), end="")
 
 
 @app.command("agent-token")

@@ -18,18 +18,27 @@ from pydantic.fields import FieldInfo
 
 from core import config
 from core.config import AgentConfig, Config, Section
+from core.config_infer import InferConfig
+from core.config_sync import SyncConfig
 from core.units import Duration, Share, Size
 
 _HEAD = """\
 # Configuration reference
 
-Made from the models in `core/config.py` by `make schema`; do not edit it here.
+Made from the models in `core/config*.py` by `make schema`; do not edit it here.
 
-Both files are YAML. Unknown keys are refused; a **time** needs a unit (`250ms`, `30s`, `5m`, `1h30m`, `1d`), a **size**
+All files are YAML. Unknown keys are refused; a **time** needs a unit (`250ms`, `30s`, `5m`, `1h30m`, `1d`), a **size**
 too (`1232B`, `64KiB`, `4MiB`), a **share** is a percentage (`5%`). A **name** has lower-case letters, digits and hyphens.
 Relative paths start from the folder of the file. All faults are reported at once, each with file, line and key:
-`nearpath check-config FILE`. JSON schemas for editors are in `configs/schema/`.
+`nearpath check-config FILE`, `syncd check-config -c FILE`. JSON schemas for editors are in `configs/schema/`.
 """
+
+PAGES: list[tuple[str, type[Section]]] = [
+    ("Appliance: nearpath.yaml", Config),
+    ("Probe agent: agent.yaml", AgentConfig),
+    ("Mirror node: syncd.yaml", SyncConfig),
+    ("Inference gateway: local-infer.yaml", InferConfig),
+]
 
 _SIMPLE: list[tuple[Any, str]] = [
     (Duration, "time"),
@@ -82,7 +91,7 @@ def find_undescribed() -> list[str]:
     """Keys and sections without a word on what they mean."""
     return [
         f"{part.place}.{key.name}".lstrip(".")
-        for model in (Config, AgentConfig)
+        for _, model in PAGES
         for part in describe(model)
         for key in part.keys
         if not key.meaning or not part.summary
@@ -92,7 +101,7 @@ def find_undescribed() -> list[str]:
 def render() -> str:
     """The whole page."""
     lines = [_HEAD]
-    for title, model in (("Appliance: nearpath.yaml", Config), ("Probe agent: agent.yaml", AgentConfig)):
+    for title, model in PAGES:
         lines.append(f"## {title}\n")
         for part in describe(model):
             lines += _render(part)
@@ -216,7 +225,7 @@ def _limits(hint: Any, field: FieldInfo) -> str:
             case annotated_types.MinLen(min_length=value):
                 many = "at least one" if value == 1 and get_origin(hint) is list else ""
             case annotated_types.MaxLen(max_length=value):
-                word = "entries" if get_origin(hint) is list else "characters"
+                word = "entries" if get_origin(hint) in (list, dict) else "characters"
                 high = f"at most {value} {word}"
     return ", ".join(part for part in (many, low, high) if part).replace("`", "")
 

@@ -7,14 +7,24 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from core.config import AgentConfig, Config
+from core.config import AgentConfig, Config, Section
+from core.config_infer import InferConfig
+from core.config_sync import SyncConfig
 from core.units import Duration, Share, Size
+
+FILES: dict[str, type[Section]] = {
+    "nearpath": Config,
+    "agent": AgentConfig,
+    "syncd": SyncConfig,
+    "local-infer": InferConfig,
+}
+"""configs/schema/NAME.schema.json is of this model."""
 
 _WITH_UNIT = [TypeAdapter[Any](kind) for kind in (Duration, Size, Share)]
 _BY_PATTERN = {adapter.json_schema()["pattern"]: adapter for adapter in _WITH_UNIT}
 
 
-def schema_text(model: type[Config] | type[AgentConfig]) -> str:
+def schema_text(model: type[Section]) -> str:
     """The schema of a configuration model as it is kept under configs/schema/."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
     _write_units(schema)

@@ -195,9 +195,9 @@ def next_steps(steps: Sequence[Step], root: Path, user: str | None = None) -> li
         return [
             *lines,
             f"Written under {root}. A machine that boots from it creates the users and applies the setting by itself;",
-            "then enable what it is for: systemctl enable --now nearpath, or probe-agent.",
+            "then enable what it is for: systemctl enable --now nearpath, probe-agent, syncd, or local-infer.",
         ]
-    agent = user or "nearpath-agent"
+    agent, mirror, gateway = user or "nearpath-agent", user or "nearpath-sync", user or "nearpath-infer"
     lines.append("Now, as root:")
     if user is None:
         lines.append("  systemd-sysusers")
@@ -209,6 +209,13 @@ def next_steps(steps: Sequence[Step], root: Path, user: str | None = None) -> li
         "In each region, with /etc/nearpath/agent.yaml in place (state_dir: /var/lib/nearpath-agent):",
         f"  install -o {agent} -m 0400 TOKEN_FILE /etc/nearpath/agent.token",
         "  systemctl enable --now probe-agent",
+        "On each mirror node, with /etc/nearpath/syncd.yaml in place (state_dir: /var/lib/nearpath-sync):",
+        f"  install -o {mirror} -m 0400 TOKEN_FILE /etc/nearpath/syncd.token",
+        f"  install -d -o {mirror} /srv/mirror      # or where the trees are, with ReadWritePaths in a drop-in",
+        "  systemctl enable --now syncd",
+        "For the API gateway there, with /etc/nearpath/local-infer.yaml in place (state_dir: /var/lib/nearpath-infer):",
+        f"  install -o {gateway} -m 0400 KEY_FILE /etc/nearpath/east.key      # an upstream's key, as the file names it",
+        "  systemctl enable --now local-infer",
         "dnsd.service is for answering DNS in a process of its own (docs/systemd.md); nearpath.service answers by itself.",
     ]
     return lines

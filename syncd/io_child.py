@@ -21,6 +21,7 @@ from core.config_sync import Tree
 from core.errors import MessageError, NearpathError
 from core.io_log import get_logger
 from syncd.child_status import Activity, ChildStatus, Fetching, Totals
+from syncd.io_ahead import Ahead, Page
 from syncd.io_copy import Copy, CopyError
 from syncd.io_intake import Board, Held, Intake, NoRoom, in_parts, weight
 from syncd.io_ledger import Ledger
@@ -64,6 +65,9 @@ class Lineage(Protocol):
     def choose(self, tree: str) -> tuple[str, Parent | PlainParent] | None:
         """(name, parent) of the best parent for a tree now; None when none answers."""
 
+    def wake(self, tree: str) -> None:
+        """Parents that rest after failures may be asked again."""
+
     def worked(self, name: str, tree: str, lag_s: float) -> None:
         """The parent answered, with content that is so far behind."""
 
@@ -104,6 +108,7 @@ class Follower:
         self._trust = False
         self._pinned: int | None = None
         self._wish: tuple[int | None, asyncio.Future[None]] | None = None
+        self._again_s = AGAIN_S
         self.current_asked_s = 0.0
         """monotonic time of the last question to the parent after whose answer the copy was current"""
         self._compare_due = False
@@ -113,6 +118,7 @@ class Follower:
         self._quiet_polls = 0
         self._blob = b""
         self.intake = Intake(name, tree, self.board, self._work, self._announce)
+        self._ahead = Ahead(name, self._work, self.intake.choose_ahead)
         self._wrong: set[bytes] = set()
         """files whose content the scrub found to be wrong"""
         self._loop = asyncio.get_running_loop()
@@ -164,6 +170,11 @@ class Follower:
     def verify(self) -> None:
         """Read the disk anew, compare with the parent's listings, repair what differs."""
         self._reread_due = self._compare_due = True
+        self.look()
+
+    def ask_now(self) -> None:
+        """`look`, also where parents rest after failures."""
+        self._lineage.wake(self.name)
         self.look()
 
     def look(self) -> None:
@@ -254,26 +265,29 @@ class Follower:
         return self._copy
 
     async def _run(self) -> None:
-        again_s = AGAIN_S
         while True:
-            wait_s = again_s
+            wait_s = self._again_s
             name = ""
             try:
                 copy = await self._open()
                 await self._obey(copy)
                 chosen = self._lineage.choose(self.name)
                 if chosen is None:
-                    self.board.note(Activity.NO_PARENT, "no parent answers")
+                    if self.status.activity not in (Activity.NO_PARENT, Activity.FAILED):
+                        self.board.note(Activity.NO_PARENT, "no parent answers")  # else the reason stays
                 else:
                     name, parent = chosen
                     self.board.update(parent=name)
                     # A publish that a full disk stopped, say, is gone on with before anything else.
                     await self._work(copy.recover)
                     if isinstance(parent, Parent):
-                        await self._follow(copy, name, parent)
+                        try:
+                            await self._follow(copy, name, parent)
+                        finally:
+                            await self._ahead.drop()
                     else:
                         await self._follow_plain(copy, name, parent)
-                    again_s = AGAIN_S
+                    self._again_s = AGAIN_S
                     continue
             except Pinned as pinned:
                 self.board.note(Activity.HELD, str(pinned))
@@ -287,11 +301,16 @@ class Follower:
             except (ParentError, MessageError) as error:
                 self.board.note(Activity.NO_PARENT, str(error))
                 self._lineage.failed(name, self.name, str(error))
-                wait_s = 0.2 if self._other_parent(name) else again_s
+                wait_s = 0.2 if self._other_parent(name) else self._again_s
             except CopyError as error:
                 await self._drop()
                 self.board.note(Activity.STOPPED, str(error))
                 wait_s = FULL_AGAIN_S
+            except ManifestError as error:
+                # What this parent shows is not what the origin signed, or older than what is here: others may do better.
+                self.board.note(Activity.FAILED, str(error))
+                self._lineage.failed(name, self.name, str(error))
+                wait_s = 0.2 if self._other_parent(name) else self._again_s
             except NearpathError as error:
                 self.board.note(Activity.FAILED, str(error))
                 _log.warning("attempt_failed", tree=self.name, why=str(error))
@@ -301,7 +320,7 @@ class Follower:
                 # A fault of ours must not end the replication of this tree.
                 _log.exception("attempt_crashed", tree=self.name)
                 self.board.note(Activity.FAILED, f"an internal fault: {error!r}")
-            again_s = min(again_s * 2, MAX_AGAIN_S)
+            self._again_s = min(self._again_s * 2, MAX_AGAIN_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._nudge.wait()
@@ -312,6 +331,7 @@ class Follower:
         await self._work(copy.check_place)
         if self._trust:
             self._trust = False
+            self._lineage.wake(self.name)
             self._root = self._matched = None
             self._known = _Knowledge(self._known.current_s, 0)
             await self.offer.run(lambda ledger: ledger.keep_root(b""))
@@ -353,18 +373,19 @@ class Follower:
                 await self._compare(copy, parent, None)
             await self._repair(copy, parent)
             cursor = await self._work(copy.cursor)
-            asked_s = time.monotonic()
-            # After a comparison it is not known yet whether there is more: the first question does not wait.
-            answer = await self._poll(parent, cursor, self._wait_s(asked_s) if self._is_caught_up else 0.0)
-            if answer is None:
+            page = await self._ahead.take(copy, parent, cursor)
+            if page is None and (page := await self._poll(parent, cursor)) is None:
                 self._is_caught_up = False
                 continue
+            answer = page.answer
             if isinstance(answer, Behind):
                 _log.info("comparing_manifests", tree=self.name, why=answer.why)
                 await self._compare(copy, parent, answer.cursor)
                 continue
             self._lineage.worked(name, self.name, answer.lag_s)
-            await self._take(copy, parent, answer, asked_s)
+            self._ahead.begin(copy, parent, cursor, answer)
+            await self._take(copy, parent, answer, page)
+            self._again_s = AGAIN_S
             if (chosen := self._lineage.choose(self.name)) is not None and chosen[0] != name:
                 _log.info("parent_changes", tree=self.name, before=name, now=chosen[0])
                 return
@@ -431,11 +452,12 @@ class Follower:
         self._matched = root
         self.board.update(root_hash=root.root_hash.hex(), version=root.version)
 
-    async def _take(self, copy: Copy, parent: Parent, answer: Batch, asked_s: float) -> None:
+    async def _take(self, copy: Copy, parent: Parent, answer: Batch, page: Page) -> None:
         """Publish what the journal told; note how fresh the copy is then."""
+        asked_s = page.asked_s
         if answer.changes or self.intake.is_retry_due():
             self._quiet_polls = 0
-            await self.intake.apply(copy, parent, answer.changes, answer.cursor)
+            await self.intake.apply(copy, parent, answer.changes, answer.cursor, page.staged)
         elif answer.cursor != await self._work(copy.cursor):
             await self._work(lambda: copy.move_cursor(answer.cursor))
         if self.intake.size_due and not answer.changes:
@@ -461,16 +483,19 @@ class Follower:
         quiet, self._is_root_due = not self._is_root_due, False
         await self._check_root(parent, quiet)
 
-    async def _poll(self, parent: Parent, cursor: Cursor, wait_s: float) -> Batch | Behind | None:
+    async def _poll(self, parent: Parent, cursor: Cursor) -> Page | None:
         """What the parent's journal has after `cursor`; None when the wait for it was cut short, see `look`."""
+        asked_s = time.monotonic()
+        # After a comparison it is not known yet whether there is more: the first question does not wait.
+        wait_s = self._wait_s(asked_s) if self._is_caught_up else 0.0
         if not wait_s:
-            return await parent.journal(self.name, cursor, 0.0)
+            return Page(await parent.journal(self.name, cursor, 0.0), asked_s)
         poll = asyncio.ensure_future(parent.journal(self.name, cursor, wait_s))
         look = asyncio.ensure_future(self._look.wait())
         try:
             await asyncio.wait((poll, look), return_when=asyncio.FIRST_COMPLETED)
             if poll.done():
-                return poll.result()
+                return Page(poll.result(), asked_s)
             self._look.clear()
             return None
         finally:
@@ -513,7 +538,7 @@ class Follower:
 
     async def _match(self, root: Root) -> None:
         """The copy is what the origin signed: our children may be told so."""
-        if self._matched != root:
+        if self._matched != root or self.status.root_hash != root.root_hash.hex():
             blob = self._blob
             await self.offer.run(lambda ledger: ledger.keep_root(blob))
             self._matched = root
@@ -530,8 +555,13 @@ class Follower:
         Without `cursor` from where the copy is: what changed meanwhile comes a second time, which does no harm.
         """
         self._compare_due = True
+        await self._ahead.drop()
         self.intake.is_lacking = self._is_caught_up = False
         self.board.note(Activity.COMPARING, "")
+        signed = await self.offer.run(Ledger.kept_root)
+        if self._root is not None or signed:
+            # ManifestError before anything is touched: nobody brings back an older tree than was here already.
+            await self._signed_root(parent)
         if self._reread_due:
             await self._work(copy.read_disk)
             self._reread_due = False
@@ -547,6 +577,7 @@ class Follower:
                 await self.intake.apply(copy, parent, part, None)
                 if self.status.whole is not None:
                     self.status.whole.took(*weight(part))
+                    self.board.update(fetching=None)
             if not found.moved:
                 break
         self.board.update(whole=None)

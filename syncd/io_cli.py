@@ -134,6 +134,9 @@ def verify(
     tree: TreeName,
     config: ConfigFile = DEFAULT_CONFIG,
     repair: Annotated[bool, typer.Option(help="Also make it as the parent has it.")] = True,
+    contents: Annotated[
+        bool, typer.Option("--contents", help="Also read every content now, and compare it with what it was.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read every name of a copy's disk and compare it with the parent; exit status 1 when something was different.
@@ -142,20 +145,35 @@ def verify(
     what changed unseen is told to the children.
     """
     answer = ask(config, "POST", "/v1/verify", {"tree": tree, "repair": repair}, timeout_s=None)
+    wrong = _read_contents(config, tree) if contents else []
     if as_json:
-        _print_json(answer)
-    if answer["role"] == "origin":
-        if not as_json:
-            console.print(f"{tree}: this node is its origin; every name is being looked at, see `syncd status`")
-        return
-    if not as_json:
+        _print_json(answer | ({"wrong_contents": wrong} if contents else {}))
+    elif answer["role"] == "origin":
+        console.print(f"{tree}: this node is its origin; every name is being looked at, see `syncd status`")
+    else:
         _show_findings(tree, answer)
-    if answer["different"] and repair:
-        _wait_current(config, tree, answer["asked_s"], False, None)
+    if contents and not as_json:
+        for found in wrong:
+            console.print(f"{printable(found['path'])}: {printable(found['what'])}", soft_wrap=True)
+        console.print(f"{tree}: every content read, {len(wrong)} wrong")
+    if answer["role"] == "copy" and ((answer["different"] and repair) or wrong):
+        _wait_current(config, tree, ask(config, "POST", "/v1/pull", {"tree": tree})["asked_s"], False, None)
         if not as_json:
             console.print("repaired: the copy is current again")
-    if answer["different"] or answer["troubles"]:
+    if answer.get("different") or answer.get("troubles") or wrong:
         raise typer.Exit(1)
+
+
+def _read_contents(config: Path, tree: str) -> list[dict[str, str]]:
+    """Have every content read now; what was wrong. The first reading of a file only records what it is."""
+    before = _tree_of(ask(config, "GET", "/v1/status"), tree)["scrub"]
+    passes = ask(config, "POST", "/v1/scrub", {"tree": tree})["passes"]
+    while (now := _tree_of(ask(config, "GET", "/v1/status"), tree)["scrub"])["passes"] <= passes:
+        if now["why"]:
+            raise NearpathError(f"the contents of tree {tree} cannot be read", printable(now["why"]))
+        time.sleep(_LOOK_EVERY_S)
+    found: list[dict[str, str]] = now["wrong"][: now["found"] - before["found"]]
+    return found
 
 
 def _show_findings(tree: str, answer: dict[str, Any]) -> None:

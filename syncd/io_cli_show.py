@@ -107,6 +107,10 @@ def _rows(name: str, tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[
         yield from _copy_rows(tree, now_wall_s)
     else:
         yield from _origin_rows(tree)
+    if (read := tree["scrub"])["files"] or read["why"]:
+        text = f"{read['files']:,} files read, {size(read['bytes'])}, {read['found']:,} wrong"
+        yield "scrub", Text(f"{text}; {printable(read['why'])}" if read["why"] else text)
+    yield from _many("wrong", [f"{printable(wrong['path'])}: {printable(wrong['what'])}" for wrong in read["wrong"]])
     if tree["free_bytes"] is not None:
         yield "free", Text(size(tree["free_bytes"]))
     if tree["children"]:

@@ -83,7 +83,7 @@ class _Control:
     async def pull(self, request: web.Request) -> web.Response:
         follower = self._copy(await _body(request), "there is nothing to pull: its children do")
         asked_s = time.monotonic()
-        follower.look()
+        follower.ask_now()
         return _json({"asked_s": asked_s})
 
     async def verify(self, request: web.Request) -> web.Response:

@@ -20,6 +20,7 @@ from core.errors import NearpathError
 from core.io_config_sync import work_directory
 from syncd import io_publish, io_version
 from syncd.guard import Space
+from syncd.io_below import remove_all
 from syncd.io_compare import Comparer, Depth
 from syncd.io_index import Index, Size
 from syncd.io_journal import Draft, Journal
@@ -159,6 +160,16 @@ class Copy:
     def clear_stage(self) -> None:
         """Drop what was fetched for another batch."""
         io_publish.clear_stage(self.layout)
+
+    def clear_ahead(self) -> bytes:
+        """The directory for files of a batch that is not the next yet, emptied; from any thread."""
+        layout = Layout(self._path, self._work)
+        remove_all(layout.ahead)
+        return layout.ahead
+
+    def take_ahead(self) -> None:
+        """What was fetched ahead is for the next batch now."""
+        io_publish.take_ahead(self.layout)
 
     def check_staged(self, steps: Sequence[Step]) -> dict[bytes, str]:
         """Files that the steps need and that did not come; see `io_publish.check_staged`."""

@@ -16,6 +16,7 @@ from core.io_log import get_logger
 from syncd.child_status import Activity, ChildStatus, Fetching, Totals
 from syncd.coalesce import coalesce
 from syncd.guard import DeleteLimits, Objection, Reserve, check_deletes, check_space
+from syncd.io_ahead import MAX_BYTES
 from syncd.io_copy import Copy
 from syncd.io_hooks import run_hook
 from syncd.io_parent import ParentError, ParentRefuses
@@ -122,8 +123,38 @@ class Intake:
         due = self.retries.next_due()
         return due is not None and due <= time.monotonic()
 
-    async def apply(self, copy: Copy, parent: Supplier, changes: Sequence[Change], cursor: Cursor | None) -> None:
-        """Fetch and publish changes, and record that the copy is at `cursor` then. Raises what stops it."""
+    async def choose_ahead(self, copy: Copy, changes: Sequence[Change]) -> list[Entry]:
+        """Files that may be brought before their changes are planned: small payload, a moderate lot of it, where there is
+        room, and nothing slows it down on purpose."""
+        if self.tree.mode == "atomic" or self.tree.bandwidth:
+            return []
+        entries = [
+            change.entry
+            for change in changes
+            if change.op is Op.UPSERT
+            and change.entry is not None
+            and change.entry.kind is Kind.FILE
+            and not change.source
+            and not copy.ranks.of(change.path)
+        ]
+        small, _ = divide([Fetch(entry) for entry in entries], self._options(copy))
+        size = sum(fetch.entry.size for fetch in small)
+        if size > MAX_BYTES or self._full(copy, size, len(small)) is not None:
+            return []
+        return [fetch.entry for fetch in small]
+
+    async def apply(
+        self,
+        copy: Copy,
+        parent: Supplier,
+        changes: Sequence[Change],
+        cursor: Cursor | None,
+        staged: frozenset[bytes] = frozenset(),
+    ) -> None:
+        """Fetch and publish changes, and record that the copy is at `cursor` then. Raises what stops it.
+
+        `staged`: files that lie in the stage already, fetched for just these changes.
+        """
         now = time.monotonic()
         later = await self._work(copy.later)
         # In the form of a journal's page again: what waited may have been renamed or deleted meanwhile.
@@ -137,8 +168,10 @@ class Intake:
             self.is_lacking = True
             _log.info("directory_unknown", tree=self.name, path=os.fsdecode(plan.lacking[0]))
         await self._hook("before", plan)
-        await self._work(copy.clear_stage)
-        failed = await self._fetch(copy, parent, plan, now)
+        if not staged or later:
+            staged = frozenset()
+            await self._work(copy.clear_stage)
+        failed = await self._fetch(copy, parent, plan, now, staged)
         failed |= await self._work(lambda: copy.check_staged(plan.steps))
         steps, waiting = hold_back(plan.steps, failed, copy.ranks)
         if waiting and self.tree.mode == "atomic":
@@ -147,7 +180,8 @@ class Intake:
             )
         self._settle_retries(plan, failed, now)
         note = Note(every, waiting, tuple(path for path, _ in plan.refused), cursor)
-        self.board.update(activity=Activity.PUBLISHING, fetching=None)
+        # How far the fetching came stays to be seen: a first sync is fetched and published in turns.
+        self.board.update(activity=Activity.PUBLISHING)
         await self._work(lambda: copy.publish(steps, note))
         self.approved = ""
         refused = dict(self.board.status.refused_paths) | dict(plan.refused)
@@ -179,13 +213,17 @@ class Intake:
         )
         if objection is not None:
             raise Held(objection)
-        reserve = Reserve(self.tree.reserve.size, self.tree.reserve.share)
-        fetches = len(plan.payload) + len(plan.indexes)
-        full = check_space(self.tree.path, plan.fetch_bytes, fetches, copy.space(), reserve)
+        full = self._full(copy, plan.fetch_bytes, len(plan.payload) + len(plan.indexes))
         if full is not None:
             raise NoRoom(full.what, full.fix)
 
-    async def _fetch(self, copy: Copy, parent: Supplier, plan: Plan, now: float) -> dict[bytes, str]:
+    def _full(self, copy: Copy, size: int, files: int) -> Objection | None:
+        reserve = Reserve(self.tree.reserve.size, self.tree.reserve.share)
+        return check_space(self.tree.path, size, files, copy.space(), reserve)
+
+    async def _fetch(
+        self, copy: Copy, parent: Supplier, plan: Plan, now: float, staged: frozenset[bytes]
+    ) -> dict[bytes, str]:
         """Bring the files of a plan into the stage, payload before indexes; those that did not come, with the reason."""
         due = frozenset(self.retries.due(now))
         resting = {t.path: t.why for t in self.retries.troubles() if t.path not in due}
@@ -195,7 +233,9 @@ class Intake:
         self.board.update(activity=Activity.FETCHING, fetching=fetching)
         try:
             for fetches in (plan.payload, plan.indexes):
-                wanted = [fetch for fetch in fetches if fetch.entry.path not in resting]
+                here = [fetch.entry for fetch in fetches if fetch.entry.path in staged]
+                fetching.took(len(here), sum(entry.size for entry in here))
+                wanted = [f for f in fetches if f.entry.path not in resting and f.entry.path not in staged]
                 failed |= {f.entry.path: resting[f.entry.path] for f in fetches if f.entry.path in resting}
                 if wanted:
                     failed |= await self._bring(copy, parent, wanted, fetching)
@@ -207,17 +247,7 @@ class Intake:
     async def _bring(
         self, copy: Copy, parent: Supplier, fetches: Sequence[Fetch], fetching: Fetching
     ) -> dict[bytes, str]:
-        keep = self.tree.keep
-        options = Options(
-            hard_links="hard-links" in keep,
-            sparse="sparse" in keep,
-            xattrs="xattrs" in keep,
-            acls="acls" in keep,
-            owners="owners" in keep,
-            compress=self.tree.compress,
-            basis=os.fsdecode(copy.root),
-            limit_bytes_s=self._limit(),
-        )
+        options = self._options(copy)
         small, large = divide(fetches, options) if parent.has_files else ([], list(fetches))
         failed: dict[bytes, str] = {}
         if small:
@@ -243,6 +273,19 @@ class Intake:
         for result in results:
             failed |= self._judge(result)
         return failed
+
+    def _options(self, copy: Copy) -> Options:
+        keep = self.tree.keep
+        return Options(
+            hard_links="hard-links" in keep,
+            sparse="sparse" in keep,
+            xattrs="xattrs" in keep,
+            acls="acls" in keep,
+            owners="owners" in keep,
+            compress=self.tree.compress,
+            basis=os.fsdecode(copy.root),
+            limit_bytes_s=self._limit(),
+        )
 
     def _judge(self, result: Result) -> dict[bytes, str]:
         if result.verdict is Verdict.LOCAL:

@@ -53,6 +53,11 @@ class Lineage:
         name = self._choices[tree].choose(self.standings[tree], time.monotonic())
         return (name, self.parents[name]) if name else None
 
+    def wake(self, tree: str) -> None:
+        """Let none of the parents of a tree rest any longer: somebody says that they may be asked again."""
+        for standing in self.standings[tree].values():
+            standing.rest_until = 0.0
+
     def worked(self, name: str, tree: str, lag_s: float) -> None:
         """The parent answered a poll."""
         self.standings[tree][name].worked(time.monotonic(), lag_s=lag_s)

@@ -43,6 +43,11 @@ _COUNTED_OF_COPIES = (
     ("syncd_differences_total", "differences found by comparisons with the parent", "differences_found"),
 )
 _COUNTED_OF_ORIGINS = (("syncd_overflows_total", "overflows of the kernel's queue of events", "overflows"),)
+_SCRUBBED = (
+    ("syncd_scrubbed_bytes_total", "bytes of contents read again", "bytes"),
+    ("syncd_scrubbed_files_total", "files whose contents were read again", "files"),
+    ("syncd_scrub_wrong_files_total", "files whose content was not what it had been", "found"),
+)
 _UNKNOWN_S = 5 * 365 * 86400.0
 
 
@@ -81,6 +86,9 @@ def families(snapshot: dict[str, Any], now_wall_s: float) -> Iterator[Metric]:
     ):
         for name, text, key in rows:
             yield _family(kind(name, text, labels=["tree"]), which, key)
+    scrubs = {name: tree["scrub"] for name, tree in trees.items()}
+    for name, text, key in _SCRUBBED:
+        yield _family(CounterMetricFamily(name, text, labels=["tree"]), scrubs, key)
     yield from _states(trees, copies)
     yield from _children(trees, now_wall_s)
     yield from _pushes(trees)

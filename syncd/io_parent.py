@@ -80,10 +80,13 @@ class Parent:
         self._roots[tree] = (tag[:100], body)
         return body
 
-    async def journal(self, tree: str, after: wire.Cursor, wait_s: float = 50.0) -> wire.Batch | wire.Behind:
+    async def journal(
+        self, tree: str, after: wire.Cursor, wait_s: float = 50.0, published: wire.Cursor | None = None
+    ) -> wire.Batch | wire.Behind:
         """What came after the cursor `after`, up to which all is published here; waits at most `wait_s` for something.
 
-        An empty batch: nothing came. Cursor(): for a child that has none; it is told where to begin (Behind).
+        `published`: only so much is, who asks is ahead of it. An empty batch: nothing came. Cursor(): for a child that has
+        none; it is told where to begin (Behind).
         """
         status, body, _ = await self._ask(
             "GET",
@@ -91,7 +94,7 @@ class Parent:
             "journal",
             wire.MAX_BATCH_BYTES,
             (200, 410),
-            query=wire.journal_query(after, wait_s),
+            query=wire.journal_query(after, wait_s, published),
             timeout_s=_TIMEOUT_S + wait_s,
         )
         return wire.decode_batch(body) if status == 200 else wire.decode_behind(body)

@@ -4,6 +4,7 @@ A work directory beside the tree, on the same file system, holds all that client
 
     stage/     what rsync brought, at its final path        slots/    what is parked
     fresh/     made here, about to be renamed into place    trash/    what is gone, until `sweep`
+    ahead/     what was fetched for the batch after this
     intent     the steps of the publish under way           progress  the step it is at, and the inode being placed
 
 The intent is on disk before the first step. Before each rename the number of its step and the inode it places are
@@ -27,7 +28,7 @@ from syncd.io_below import Below, remove_all
 from syncd.io_steps import PROGRESS, Doer, is_as_announced
 from syncd.publish import Do, Intent, PublishError, Ranks, Step, decode_intent, encode_intent, touched
 
-_ROOMS = (b"stage", b"slots", b"fresh", b"trash")
+_ROOMS = (b"stage", b"slots", b"fresh", b"trash", b"ahead")
 BOOT_ID = b"/proc/sys/kernel/random/boot_id"
 
 
@@ -46,6 +47,11 @@ class Layout:
     def stage(self) -> bytes:
         """Where files are fetched to, each at its path in the tree."""
         return os.path.join(self.work, b"stage")
+
+    @property
+    def ahead(self) -> bytes:
+        """Where files of the batch after the next one are fetched to, until it is the next: see `take_ahead`."""
+        return os.path.join(self.work, b"ahead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +243,13 @@ def clear_stage(layout: Layout) -> int:
     return remove_all(layout.stage)
 
 
+def take_ahead(layout: Layout) -> None:
+    """What was fetched ahead is the stage now; what was staged before goes. Not while a publish is under way."""
+    clear_stage(layout)
+    os.rename(layout.ahead, layout.stage)
+    os.mkdir(layout.ahead, 0o700)
+
+
 def _read_progress(layout: Layout) -> tuple[int, int]:
     try:
         with open(os.path.join(layout.work, b"progress"), "rb") as file:
@@ -265,6 +278,11 @@ def explained(error: OSError, where: bytes) -> PublishError:
     place = os.fsdecode(where)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"{place}: {error.strerror}", "make space; syncd goes on by itself")
+    if error.errno == errno.ENOENT:
+        return PublishError(
+            f"{place}: {error.filename!r} is gone",
+            "something besides syncd changes this tree; it is compared with the parent's and put right",
+        )
     if error.errno == errno.EXDEV:
         return PublishError(f"{place}: a mount point lies inside the tree", "make it a tree of its own")
     if error.errno == errno.EROFS:

@@ -164,10 +164,10 @@ class Server:
 
     async def _journal(self, request: web.Request) -> web.StreamResponse:
         with self._asked(request) as (node, tree):
-            after, wait_s = wire.parse_journal_query(request.query)
+            after, wait_s, published = wire.parse_journal_query(request.query)
             answer = await self._read(tree, after)
             if isinstance(answer, wire.Batch):
-                await self._source.moved(tree, node, after)
+                await self._source.moved(tree, node, published)
                 if answer.cursor == after and wait_s:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(min(wait_s, self._limits.wait_s)):

@@ -56,6 +56,7 @@ class Choice:
     allowed: Sequence[str]
     incumbent: str = ""
     _better_since: dict[str, float] = field(default_factory=dict)
+    _is_guess: bool = False
 
     def choose(self, standings: Mapping[str, Standing], now: float) -> str:
         """The parent to follow now, of those with a standing; "" when all of them rest after failures."""
@@ -66,8 +67,11 @@ class Choice:
         freshest_s = min(standings[name].lag_s for name in awake)
         fresh = [name for name in awake if standings[name].lag_s <= freshest_s + STALE_S]
         best = min(fresh, key=lambda name: (_distance(standings[name]), self.allowed.index(name)))
-        if self.incumbent not in fresh or self._has_proved(best, standings, now):
+        # The first choice is made before anything is measured: it has no time to be held on to.
+        was_guess = self._is_guess and self.incumbent in fresh and standings[self.incumbent].srtt_s is not None
+        if self.incumbent not in fresh or was_guess or self._has_proved(best, standings, now):
             self.incumbent = best
+            self._is_guess = standings[best].srtt_s is None
             self._better_since.clear()
         return self.incumbent
 

@@ -1,7 +1,8 @@
 """What parent and child say to each other over the one port: requests, answers, and who may ask.
 
     GET  /v1/trees/TREE/root                          the signed root; `ETag`, so that "nothing changed" is one 304
-    GET  /v1/trees/TREE/journal?id=ID&after=N&wait=S  a line of JSON, then changes (change_codec); waits for one
+    GET  /v1/trees/TREE/journal?id=ID&after=N&wait=S  a line of JSON, then changes (change_codec); waits for one.
+                                                      `published=M`: only so much is published (N when left out)
     POST /v1/trees/TREE/listings                      paths, NUL behind each; answered by framed listings
     POST /v1/trees/TREE/files                         paths, NUL behind each; answered by framed contents of small files
     GET  /v1/trees/TREE/rsync                         101, then the stream of an rsync daemon
@@ -151,19 +152,25 @@ class Behind:
     why: str
 
 
-def journal_query(cursor: Cursor, wait_s: float) -> dict[str, str]:
-    """The query of a request for what came after `cursor`."""
-    return {"id": cursor.journal.hex(), "after": str(cursor.sequence), "wait": f"{wait_s:.3f}"}
+def journal_query(after: Cursor, wait_s: float, published: Cursor | None = None) -> dict[str, str]:
+    """The query of a request for what came after `after`; `published`: all that is published, when that is less."""
+    query = {"id": after.journal.hex(), "after": str(after.sequence), "wait": f"{wait_s:.3f}"}
+    return query if published is None else {**query, "published": str(published.sequence)}
 
 
-def parse_journal_query(query: Mapping[str, str]) -> tuple[Cursor, float]:
-    """(cursor, how long to wait in seconds, at most MAX_WAIT_S); MessageError when it is not of its form."""
+def parse_journal_query(query: Mapping[str, str]) -> tuple[Cursor, float, Cursor]:
+    """(cursor, how long to wait in seconds, at most MAX_WAIT_S, what is published); MessageError when not of its form."""
     after, wait = query.get("after", "0"), query.get("wait", "0")
-    if not re.fullmatch(r"[0-9]{1,19}", after) or int(after) > MAX_SEQUENCE:
-        raise MessageError(f"after={after[:40]!r} is not a sequence number", "give the cursor of the last batch")
+    published = query.get("published", after)
+    for name, text in (("after", after), ("published", published)):
+        if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_SEQUENCE:
+            raise MessageError(f"{name}={text[:40]!r} is not a sequence number", "give the cursor of the last batch")
+    if int(published) > int(after):
+        raise MessageError(f"published={published} is beyond after={after}", "the sender is broken")
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", wait):
         raise MessageError(f"wait={wait[:40]!r} is not a number of seconds", f"0 to {MAX_WAIT_S:g}")
-    return Cursor(_id(query.get("id", "")), int(after)), min(float(wait), MAX_WAIT_S)
+    journal = _id(query.get("id", ""))
+    return Cursor(journal, int(after)), min(float(wait), MAX_WAIT_S), Cursor(journal, int(published))
 
 
 def encode_batch(batch: Batch) -> bytes:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import typer
 
-from core.config import AgentConfig, Config
 from nearpath.cli import app
 from nearpath.configdoc import find_undescribed, render
-from nearpath.schema import schema_text
+from nearpath.schema import FILES, schema_text
+from syncd.io_cli import app as syncd_app
+from syncd.main import main as syncd_main
 from tests.tracked import ROOT, tracked_files
 
 PACKAGES = ["core", "policy", "dnsd", "probes", "syncd", "local_infer", "nearpath"]
@@ -50,6 +51,13 @@ def test_every_command_is_in_the_manual() -> None:
     assert [name for name in all_commands if name not in written] == []
 
 
+def test_every_command_of_syncd_is_in_its_manual() -> None:
+    assert syncd_main.__module__ == "syncd.main"  # which adds commands of its own
+    all_commands = list(commands(typer.main.get_command(syncd_app), "syncd"))
+    assert {"syncd run", "syncd status", "syncd token"} <= set(all_commands)
+    assert [name for name in all_commands if name not in text_of("docs/syncd.md")] == []
+
+
 def test_every_make_target_named_in_a_page_exists() -> None:
     targets = set(re.findall(r"(?m)^([a-zA-Z-]+):", text_of("Makefile")))
     targets |= {f"bench-{path.stem.removeprefix('bench_')}" for path in (ROOT / "bench").glob("bench_*.py")}
@@ -69,14 +77,14 @@ def test_configuration_reference_is_up_to_date() -> None:
     assert text_of("docs/configuration.md") == render(), "run `make schema`"
 
 
-@pytest.mark.parametrize(("name", "model"), [("nearpath", Config), ("agent", AgentConfig)])
-def test_schema_is_up_to_date(name: str, model: type[Config] | type[AgentConfig]) -> None:
-    assert text_of(f"configs/schema/{name}.schema.json") == schema_text(model), "run `make schema`"
+@pytest.mark.parametrize("name", FILES)
+def test_schema_is_up_to_date(name: str) -> None:
+    assert text_of(f"configs/schema/{name}.schema.json") == schema_text(FILES[name]), "run `make schema`"
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------------
 
-METRIC_NAME = re.compile(r"(?:nearpath|dnsd)_[a-z0-9_]+")
+METRIC_NAME = re.compile(r"(?:nearpath|dnsd|syncd)_[a-z0-9_]+")
 
 
 def metrics_in(source: str) -> dict[str, str]:

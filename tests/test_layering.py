@@ -42,7 +42,8 @@ PURE_STDLIB = frozenset(
 PURE_OTHERS = frozenset(
     """
     cryptography.exceptions cryptography.hazmat.primitives
-    dns dnslib maxminddb numpy prometheus_client.core prometheus_client.registry.Collector
+    dns dnslib maxminddb numpy onnx.TensorProto onnx.checker onnx.helper onnx.numpy_helper
+    prometheus_client.core prometheus_client.registry.Collector
     prometheus_client.CollectorRegistry prometheus_client.Counter prometheus_client.Gauge prometheus_client.Histogram
     pydantic pydantic_core typing_extensions yaml
     """.split()  # noqa: SIM905

@@ -24,7 +24,7 @@ from nearpath.units import (
 )
 
 BIN = Path("/srv/np/bin")
-UNITS = ["dnsd.service", "nearpath.service", "probe-agent.service"]
+UNITS = ["dnsd.service", "local-infer.service", "nearpath.service", "probe-agent.service", "syncd.service"]
 
 
 def placed(root: Path) -> dict[str, str]:
@@ -51,7 +51,9 @@ def test_commands_are_those_of_this_installation(tmp_path: Path) -> None:
     place_units(plan_units(render_units(BIN), tmp_path))
     text = "".join(placed(tmp_path).values())
     assert "/opt/nearpath/bin" not in text
-    assert commands_of(render_units(BIN)) == [BIN / "dnsd", BIN / "nearpath", BIN / "probe-agent"]
+    assert commands_of(render_units(BIN)) == [
+        BIN / name for name in ("dnsd", "local-infer", "nearpath", "probe-agent", "syncd")
+    ]
 
 
 def test_newer_text_replaces_an_untouched_file(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_hidden_and_missing_programs_are_obstacles(tmp_path: Path) -> None:
 
 
 def test_programs_that_can_start_are_no_obstacle(tmp_path: Path) -> None:
-    for name in ("nearpath", "dnsd", "probe-agent"):
+    for name in ("nearpath", "dnsd", "probe-agent", "syncd", "local-infer"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     found = find_obstacles(render_units(tmp_path))
@@ -170,6 +172,8 @@ def test_only_what_answers_dns_has_a_capability() -> None:
         ("nearpath.service", "CAP_NET_BIND_SERVICE"),
         ("dnsd.service", "CAP_NET_BIND_SERVICE"),
         ("probe-agent.service", ""),
+        ("syncd.service", ""),
+        ("local-infer.service", ""),
     ]:
         got = settings(unit)
         assert got["AmbientCapabilities"] == got["CapabilityBoundingSet"] == [capability]
@@ -180,7 +184,13 @@ def test_users_of_the_units_are_created() -> None:
     assert created == {settings(unit)["User"][0] for unit in UNITS} == {settings(unit)["Group"][0] for unit in UNITS}
 
 
-MOST_EXPOSED = {"nearpath.service": 1.4, "dnsd.service": 1.4, "probe-agent.service": 1.1}
+MOST_EXPOSED = {
+    "nearpath.service": 1.4,
+    "dnsd.service": 1.4,
+    "probe-agent.service": 1.1,
+    "syncd.service": 1.3,
+    "local-infer.service": 1.2,
+}
 """`systemd-analyze security` (0 safe, 10 unsafe); docs/systemd.md tells what makes up the rest."""
 
 

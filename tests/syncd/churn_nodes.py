@@ -248,12 +248,13 @@ def run(home: Path, seconds: float, seed: int, with_disk: bool, round_s: float =
     """Rounds for so long; the last line printed is a JSON object. The exit status."""
     story = Story(home, seed, with_disk)
     wrong: list[str] = []
-    started_s, rounds = time.monotonic(), 0
+    rounds = 0
     with ExitStack() as stack:
         story.configure()
         for cutter in story.cutters:
             stack.enter_context(cutter)
         stack.enter_context(running(*story.nodes))
+        started_s = time.monotonic()
         while not wrong and (left_s := seconds - (time.monotonic() - started_s)) > 0:
             churned_s = time.monotonic()
             wrong = story.round(min(round_s, left_s))

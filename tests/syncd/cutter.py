@@ -17,12 +17,14 @@ MEAN_BYTES = 20_000
 class Cutter:
     """Stands for `node` in the configuration of its children (`name`, `url`). Counts what it did."""
 
-    def __init__(self, node: Node, seed: int, cut_ratio: float = 0.0) -> None:
+    def __init__(self, node: Node, seed: int, cut_ratio: float = 0.0, delay_s: float = 0.0) -> None:
         self.name = node.name
         self.port = free_port()
         self.cuts = self.passed = self.connections = 0
         self.cut_ratio = cut_ratio
         """of the connections to come; 0: none breaks"""
+        self.delay_s = delay_s
+        """of what is passed on, each way"""
         self._behind = node.port
         self._rng = random.Random(seed)
         self._writers: set[asyncio.StreamWriter] = set()
@@ -83,6 +85,8 @@ class Cutter:
         with suppress(OSError):
             while data := await source.read(1 << 16):
                 self.passed += len(data)
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
                 if 0 <= left[0] < len(data):
                     target.write(data[: left[0]])
                     await target.drain()

@@ -140,3 +140,14 @@ def test_noise_does_not_make_parents_take_turns() -> None:
         changes += now != before
         before = now
     assert changes == 1, "the first choice, and no other in a day"
+
+
+def test_a_first_choice_made_before_anything_was_measured_is_not_held_on_to() -> None:
+    choice, known = Choice(["far", "near"]), standings(near=None, far=None)
+    assert choice.choose(known, 0.0) == "far"
+    known["near"].worked(0.1, 0.010)
+    assert choice.choose(known, 0.1) == "far", "it may be nearer still"
+    known["far"].worked(0.2, 0.080)
+    assert choice.choose(known, 0.2) == "near"
+    known["far"].worked(0.3, 0.001)
+    assert choice.choose(known, 0.3) == "near", "from now on, good news must last"

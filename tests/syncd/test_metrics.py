@@ -53,6 +53,7 @@ COPY: dict[str, Any] = {
     "held": {"what": "x", "token": "12345678"},
     "parent": "tokyo",
     "parents": [{"name": "tokyo", "srtt_ms": 12.0}, {"name": "osaka", "srtt_ms": None}],
+    "scrub": {"files": 8, "bytes": 800, "found": 1, "wrong": [], "why": "", "passes": 1},
     "pushes": {"away": {"to": "rsync://m/t", "behind": 4, "pushed": 9, "error": "refused"}},
     "children": {"edge": {"sequence": 30, "behind": 10, "seen_wall_s": 995.0, "sent_bytes": 77, "streams": 2}},
 }
@@ -77,6 +78,7 @@ def test_copy() -> None:
     assert found["syncd_child_behind_changes", "edge", "t"] == 10
     assert found["syncd_child_seen_age_seconds", "edge", "t"] == 5
     assert found["syncd_child_sent_bytes_total", "edge"] == 77
+    assert found["syncd_scrub_wrong_files_total", "t"] == 1
     assert found["syncd_push_behind_changes", "away", "t"] == 4
     assert found["syncd_push_failed", "away", "t"] == 1
     assert found["syncd_stamps_age_seconds",] == 1.5
@@ -94,7 +96,7 @@ def test_what_is_not_known_is_absent() -> None:
 
 def test_of_a_running_origin(tmp_path: Path) -> None:
     node, port = Node("one", tmp_path / "one"), free_port()
-    node.configure()
+    node.configure(watch="inotify")
     file = node.home / "syncd.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"metrics": {"listen": [f"127.0.0.1:{port}"]}}))
     (node.tree / "below").mkdir(parents=True)

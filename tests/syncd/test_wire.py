@@ -133,13 +133,13 @@ def test_behind_arrives_as_it_was(cursor: Cursor, why: str) -> None:
 
 @given(cursors, st.floats(0, MAX_WAIT_S))
 def test_a_journal_query_arrives_as_it_was(cursor: Cursor, wait_s: float) -> None:
-    found, found_s = parse_journal_query(journal_query(cursor, wait_s))
+    found, found_s, published = parse_journal_query(journal_query(cursor, wait_s))
     assert found == cursor
     assert found_s == pytest.approx(wait_s, abs=0.001)
 
 
 def test_a_wait_is_bounded_and_defaults_are_a_child_without_a_cursor() -> None:
-    assert parse_journal_query({"wait": "999999"}) == (Cursor(), MAX_WAIT_S)
+    assert parse_journal_query({"wait": "999999"}) == (Cursor(), MAX_WAIT_S, Cursor())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "systemd"
-PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,iproute2,bind9-dnsutils,procps"
+PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,iproute2,bind9-dnsutils,procps,rsync"
 BOOT_WITHIN_S = 60.0
 
 
@@ -29,7 +30,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 def base_tree() -> Path:
     """A minimal Debian 12 (debootstrap), made once and kept under build/."""
-    base = CACHE / "base"
+    base = CACHE / f"base-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
     if not base.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=CACHE, prefix="partial-"))
@@ -53,7 +54,7 @@ def wheels() -> Path:
                 (Path(copy) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, Path(copy) / name)
         pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation"]
-        run(*pip, "-c", ROOT / "constraints.txt", "-w", folder, copy)
+        run(*pip, "-c", ROOT / "constraints.txt", "-w", folder, f"{copy}[infer]")
     return folder
 
 
@@ -132,7 +133,7 @@ def installed() -> Iterator[Container]:
         run("cp", "-a", "--reflink=auto", f"{base}/.", tree)
         box = Container(tree)
         box.chroot("python3", "-m", "venv", "/opt/nearpath")
-        box.chroot("/opt/nearpath/bin/pip", "install", "-q", "--no-index", "--find-links", "/mnt", "nearpath")
+        box.chroot("/opt/nearpath/bin/pip", "install", "-q", "--no-index", "--find-links", "/mnt", "nearpath[infer]")
         box.chroot("/opt/nearpath/bin/nearpath", "install-units")
         box.chroot("systemd-sysusers")
         try:

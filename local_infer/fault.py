@@ -1,0 +1,74 @@
+"""Errors of the gateway: what a client is told (in the OpenAI API's form), and what the parts tell each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from core.errors import NearpathError
+
+INVALID = "invalid_request_error"
+AUTHENTICATION = "authentication_error"
+PERMISSION = "permission_error"
+NOT_FOUND = "not_found_error"
+RATE_LIMIT = "rate_limit_error"
+SERVER = "server_error"
+UNAVAILABLE = "service_unavailable_error"
+
+
+class ApiError(NearpathError):
+    """An error for the client: HTTP `status`, and the fields of the API's error object."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        what: str,
+        fix: str = "",
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(what, fix)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """The JSON error object, as the API answers it and as an error event carries it."""
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+class Unreachable(NearpathError):
+    """No upstream began an answer; `reasons` says why, by upstream. No client sees their names or addresses.
+
+    `reason` is one of a few fixed words (`connect`, `timeout`, `status 503`, `rate limited`, `open circuit`, ...), fit for
+    X-Degraded and for metric labels. `answer_status` and `answer_body` are the last real error answer, if there was one.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        reasons: Mapping[str, str],
+        *,
+        retry_after_s: float | None = None,
+        answer_status: int | None = None,
+        answer_body: bytes = b"",
+    ) -> None:
+        told = ", ".join(f"{name}: {why}" for name, why in reasons.items()) or reason
+        super().__init__("no upstream answers", told)
+        self.reason = reason
+        self.reasons = dict(reasons)
+        self.retry_after_s = retry_after_s
+        self.answer_status = answer_status
+        self.answer_body = answer_body
+
+
+class Busy(NearpathError):
+    """A local model has no room or no time for one more."""

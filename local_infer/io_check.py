@@ -1,0 +1,123 @@
+"""`local-infer check`: what of a configuration would not work on this host, tried without serving anything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.config_infer import InferConfig, Routing, Upstream
+from core.errors import NearpathError
+from core.io_http import bind_tcp
+from local_infer.io_attempt import Broken
+from local_infer.io_build import read_index
+from local_infer.io_probing import open_link
+from local_infer.io_server import make_tls_context
+
+Finding = tuple[bool, str, str]
+"""(good, what was looked at, what was found)."""
+
+
+async def check_all(config: InferConfig) -> int:
+    """Print one line for each thing looked at; the exit status: 1 when one is bad."""
+    findings = [*_files(config), *_addresses(config), *await _upstreams(config)]
+    for good, name, text in findings:
+        print(f"{'ok  ' if good else 'FAIL'} {name}: {text}")
+    return 0 if all(good for good, _name, _text in findings) else 1
+
+
+def _files(config: InferConfig) -> Iterator[Finding]:
+    folder = Path(config.state_dir)
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    yield (
+        writable,
+        "state_dir",
+        f"{folder} can be written" if writable else f"{nearest} cannot be written: give it to this user",
+    )
+    for name, file in _secrets(config):
+        yield _secret(name, file)
+    if config.tls is not None:
+        try:
+            make_tls_context(config.tls)
+            yield True, "tls", config.tls.cert
+        except NearpathError as error:
+            yield False, "tls", str(error)
+    yield from _models(config)
+
+
+def _models(config: InferConfig) -> Iterator[Finding]:
+    if config.retrieval is not None:
+        try:
+            about = read_index(Path(config.retrieval.index))
+            yield True, "retrieval", f"{about.questions} questions in {config.retrieval.index}"
+        except NearpathError as error:
+            yield False, "retrieval", str(error)
+    if config.generation is not None:
+        file = Path(config.generation.model) / "genai_config.json"
+        yield file.is_file(), "generation", str(file) if file.is_file() else f"{file} is missing: is it a model folder?"
+
+
+def _secrets(config: InferConfig) -> Iterator[tuple[str, str]]:
+    for name, upstream in config.upstreams.items():
+        if upstream.key_file is not None:
+            yield f"key of upstream {name}", upstream.key_file
+    for what in ("redis_password_file", "neighbour_key_file"):
+        if (file := getattr(config.cache, what)) is not None:
+            yield f"cache.{what}", file
+    if config.tls is not None:
+        yield "tls.key", config.tls.key
+
+
+def _secret(name: str, file: str) -> Finding:
+    try:
+        mode = os.stat(file).st_mode
+        with open(file, "rb") as stream:
+            empty = not stream.read(1)
+    except OSError as error:
+        return False, name, f"{file} cannot be read: {error.strerror}"
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return False, name, f"{file} has mode {stat.S_IMODE(mode):04o}: others on this host may use it; chmod 600 it"
+    return not empty, name, f"{file} is empty" if empty else file
+
+
+def _addresses(config: InferConfig) -> Iterator[Finding]:
+    for listen in [*config.listen, *config.metrics.listen]:
+        try:
+            bind_tcp(listen).close()
+            yield True, "listen", f"{listen} is free"
+        except NearpathError as error:
+            yield False, "listen", str(error)
+
+
+async def _upstreams(config: InferConfig) -> list[Finding]:
+    asked = [_upstream(name, one, config.routing) for name, one in config.upstreams.items()]
+    return list(await asyncio.gather(*asked))
+
+
+async def _upstream(name: str, one: Upstream, routing: Routing) -> Finding:
+    """Ask the upstream's probe path as the gateway will, with its key."""
+    what = f"upstream {name}"
+    try:
+        link = open_link(name, one, routing, None)
+    except NearpathError as error:
+        return False, what, str(error)
+    try:
+        async with asyncio.timeout(routing.connect + routing.give_up):
+            reply = await link.transport.send(
+                "GET", one.probe, b"", "application/json", "check", routing.connect, routing.give_up
+            )
+            status = reply.status
+            await reply.close()
+    except TimeoutError:
+        return False, what, f"{one.url}{one.probe} does not answer in time"
+    except Broken as broken:
+        return False, what, f"{one.url}{one.probe} cannot be asked: {broken.reason}"
+    finally:
+        await link.transport.close()
+    if status in (401, 403):
+        return False, what, f"{one.url}{one.probe} answers {status}: it does not take the key in key_file"
+    # Others (404, say) are no fault of the API itself: not all have the path.
+    return status < 500, what, f"{one.url}{one.probe} answers {status}"

@@ -1,0 +1,186 @@
+"""Who may ask, and how much: key -> `Caller`, a token bucket and a count of requests under way for each.
+
+A key is only known by its SHA-256. Keys are random (256 bits), so a plain hash is enough and needs no salt.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+
+from core.config_infer import ApiKey, InferConfig
+from local_infer.fault import AUTHENTICATION, PERMISSION, RATE_LIMIT, ApiError
+from local_infer.model import Client, Priority
+
+ANONYMOUS = "anonymous"
+_ANONYMOUS_TENANT = "_anonymous"
+"""No key can be named like this, so a key called `anonymous` shares nothing with those who have none."""
+_MAX_KEY_BYTES = 512
+KEY_BYTES = 32
+_BUSY_RETRY_S = 1.0
+"""Retry-After of a full concurrency limit: how long a request takes is not known, so the least that can be said."""
+
+
+def make_key(entropy: bytes) -> tuple[str, str]:
+    """A new key of KEY_BYTES random bytes, and its SHA-256 in hexadecimal for `token_sha256`."""
+    key = "np-" + base64.urlsafe_b64encode(entropy).decode().rstrip("=")
+    return key, hashlib.sha256(key.encode()).hexdigest()
+
+
+class Caller:
+    """One key (or everybody without one): its client, its limits, what is left of them.
+
+    The bucket holds one minute's worth of requests and is filled steadily (a token bucket): `rate` a minute in the long
+    run, and bursts of as many after a pause.
+    """
+
+    __slots__ = ("_filled_s", "_models", "_tokens", "client", "concurrency", "digest", "rate", "under_way")
+
+    def __init__(
+        self, client: Client, rate: int = 0, concurrency: int = 0, models: Iterable[str] = (), digest: bytes = b""
+    ) -> None:
+        self.client = client
+        self.digest = digest
+        self.rate = rate
+        self.concurrency = concurrency
+        self.under_way = 0
+        self._models = frozenset(models)
+        self._tokens = float(rate)
+        self._filled_s: float | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether this key may name `model`."""
+        return not self._models or model in self._models
+
+    def check_model(self, model: str) -> None:
+        """ApiError 403 when this key may not use `model`, worded as for a model that is not there."""
+        if not self.may_use(model):
+            raise ApiError(
+                403,
+                PERMISSION,
+                f"the model '{model}' does not exist or you do not have access to it",
+                param="model",
+                code="model_not_found",
+            )
+
+    def enter(self, now: float) -> None:
+        """Count a request in; ApiError 429 when a limit is reached. Each `enter` needs a `leave`."""
+        if self.concurrency and self.under_way >= self.concurrency:
+            raise ApiError(
+                429,
+                RATE_LIMIT,
+                f"this key has {self.concurrency} requests under way, its limit",
+                "wait for one to end",
+                code="concurrency_limit_exceeded",
+                retry_after_s=_BUSY_RETRY_S,
+                headers=self.limit_headers(now),
+            )
+        if self.rate:
+            self._fill(now)
+            if self._tokens < 1.0:
+                raise ApiError(
+                    429,
+                    RATE_LIMIT,
+                    f"rate limit of {self.rate} requests per minute reached",
+                    code="rate_limit_exceeded",
+                    retry_after_s=(1.0 - self._tokens) * 60.0 / self.rate,
+                    headers=self.limit_headers(now),
+                )
+            self._tokens -= 1.0
+        self.under_way += 1
+
+    def leave(self) -> None:
+        """A request that was counted in has ended."""
+        self.under_way -= 1
+
+    def limit_headers(self, now: float) -> dict[str, str]:
+        """`x-ratelimit-*` as the API has them; none without a rate limit."""
+        if not self.rate:
+            return {}
+        self._fill(now)
+        full_s = (self.rate - self._tokens) * 60.0 / self.rate
+        return {
+            "x-ratelimit-limit-requests": str(self.rate),
+            "x-ratelimit-remaining-requests": str(int(self._tokens)),
+            "x-ratelimit-reset-requests": f"{full_s:.3f}s",
+        }
+
+    def take_settings(self, new: Caller) -> None:
+        """Go on under the settings of `new`; what was used up stays used up."""
+        used = self.rate - self._tokens
+        self.client, self.rate, self.concurrency, self._models = new.client, new.rate, new.concurrency, new._models
+        self._tokens = max(0.0, self.rate - used)
+
+    def _fill(self, now: float) -> None:
+        before_s = self._filled_s if self._filled_s is not None else now
+        if now > before_s:
+            self._tokens = min(float(self.rate), self._tokens + (now - before_s) * self.rate / 60.0)
+        self._filled_s = max(now, before_s)
+
+
+class Keys:
+    """All callers of a configuration."""
+
+    def __init__(self, config: InferConfig) -> None:
+        callers = [_caller(name, key) for name, key in config.keys.items()]
+        self._by_digest = {caller.digest: caller for caller in callers}
+        self._anonymous = Caller(Client(ANONYMOUS, _ANONYMOUS_TENANT)) if config.anonymous else None
+
+    def find(self, authorization: str | None) -> Caller:
+        """Whose key the Authorization header holds; ApiError 401.
+
+        Where no keys are configured, any is accepted as none: the API's own clients cannot do without one.
+        """
+        scheme, _space, key = (authorization or "").strip().partition(" ")
+        key = key.strip()
+        if not key or scheme.lower() != "bearer":
+            if self._anonymous is not None:
+                return self._anonymous
+            raise ApiError(
+                401,
+                AUTHENTICATION,
+                "you didn't provide an API key",
+                "send it as `Authorization: Bearer KEY`",
+                code="missing_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if not self._by_digest and self._anonymous is not None:
+            return self._anonymous
+        found = self._find_key(key)
+        if found is None:
+            raise ApiError(
+                401,
+                AUTHENTICATION,
+                "incorrect API key provided",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return found
+
+    def _find_key(self, key: str) -> Caller | None:
+        if len(key) > _MAX_KEY_BYTES:
+            return None
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        # The table sees only digests, which nobody can steer towards a stored one; compare_digest has the last word.
+        caller = self._by_digest.get(digest)
+        return caller if caller is not None and hmac.compare_digest(caller.digest, digest) else None
+
+    def adopt(self, before: Keys) -> None:
+        """After a reload: callers that were there before (their hash is the same) go on with what they have used up."""
+        for digest, new in self._by_digest.items():
+            if (old := before._by_digest.get(digest)) is not None:
+                old.take_settings(new)
+                self._by_digest[digest] = old
+
+    def under_way(self) -> Mapping[str, int]:
+        """Requests under way by client name."""
+        callers = [*self._by_digest.values(), *([self._anonymous] if self._anonymous else [])]
+        return {caller.client.name: caller.under_way for caller in callers}
+
+
+def _caller(name: str, key: ApiKey) -> Caller:
+    priority = Priority.BACKGROUND if key.background else Priority.INTERACTIVE
+    client = Client(name, key.tenant or name, priority)
+    return Caller(client, key.rate, key.concurrency, key.models, bytes.fromhex(key.token_sha256))

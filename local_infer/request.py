@@ -1,0 +1,157 @@
+"""A request of the API: path, headers and body -> `Ask`, parsed once, or `ApiError` in the API's words.
+
+Only what the gateway itself decides by is looked at; every other field is an upstream's business and passes unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from local_infer.fault import INVALID, ApiError
+from local_infer.model import Ask, CacheWish, Client, Endpoint, Step
+
+MAX_DEPTH = 64
+"""Nesting of a request's JSON. Tool schemas reach about 15; every later walk over it may rely on this."""
+
+_MODEL_RE = re.compile(r"[!-~]{1,128}")
+_LOOKED_AT = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}
+_STEPS = {step.label: step for step in Step}
+_SURROGATE_RE = re.compile(rb"\\u[dD][89a-fA-F]")
+_DIRECTIVE_RE = re.compile(r"(?:max-age)=\"?([0-9]{1,9})\"?")
+
+
+def _bad(what: str, fix: str = "", param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, INVALID, what, fix, param=param, code=code)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return fields
+
+
+# Made once: json.loads with arguments makes a decoder each time.
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_decode_strictly = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique).decode
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """The JSON object in a request's body; ApiError 400 for anything that others could read differently than we do."""
+    try:
+        text = body.decode()
+        # Two `model` fields: we would check one, an upstream might serve the other. Escapes can hide a second one.
+        doubtful = b"\\u" in body or body.count(b'"model"') > 1 or body.count(b'"stream"') > 1
+        fields = (_decode_strictly if doubtful else _decode)(text)
+        if doubtful and _SURROGATE_RE.search(body):
+            json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeDecodeError:
+        raise _bad("the body is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise _bad("the body has half of a surrogate pair", "a text was cut inside a character") from None
+    except RecursionError:
+        raise _bad(f"the body is nested deeper than {MAX_DEPTH}") from None
+    except ValueError as error:
+        # No part of the body in the message: it goes to the log too.
+        why = error.msg if isinstance(error, json.JSONDecodeError) else "a number or name is not allowed there"
+        raise _bad("could not parse the JSON body of your request", why) from None
+    if not isinstance(fields, dict):
+        raise _bad("the body is no JSON object")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _depth_over(fields, MAX_DEPTH):
+        raise _bad(f"the body is nested deeper than {MAX_DEPTH}")
+    return fields
+
+
+def _depth_over(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        below: list[Any] = []
+        for item in level:
+            below.extend(v for v in (item.values() if isinstance(item, dict) else item) if isinstance(v, (dict, list)))
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def read_ask(endpoint: Endpoint, headers: Mapping[str, str], body: bytes, client: Client, id: str, now: float) -> Ask:
+    """One request, checked and parsed; ApiError 400 or 415. `headers` must ignore case (aiohttp's do)."""
+    kind = headers.get("Content-Type")
+    if kind is not None and kind != "application/json" and not _is_json(kind):
+        raise ApiError(415, INVALID, f"unsupported content type {kind[:100]!r}", "send application/json")
+    fields = parse_body(body)
+    model = fields.get("model")
+    if model is None:
+        raise _bad("you must provide a model parameter", param="model")
+    if not isinstance(model, str) or not _MODEL_RE.fullmatch(model):
+        raise _bad("'model' must be a string of 1 to 128 visible ASCII characters", param="model")
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise _bad("'stream' must be true or false", param="stream")
+    _check_content(endpoint, fields)
+    control = headers.get("Cache-Control")
+    keep = headers.get("X-Cache")
+    refuse = headers.get("X-Ladder-Refuse")
+    resume = headers.get("X-Stream-Resume")
+    return Ask(
+        id,
+        endpoint,
+        body,
+        fields,
+        model,
+        bool(stream) and endpoint is not Endpoint.EMBEDDINGS,
+        client,
+        now,
+        _DEFAULT_WISH if control is None and keep is None else read_cache_wish(control or "", keep or ""),
+        frozenset() if refuse is None else _read_refused(refuse),
+        resume is not None and resume.strip().lower() in ("yes", "true", "1"),
+    )
+
+
+_DEFAULT_WISH = CacheWish()
+
+
+def _is_json(content_type: str) -> bool:
+    name = content_type.partition(";")[0].strip().lower()
+    return name == "application/json" or (name.startswith("application/") and name.endswith("+json"))
+
+
+def _check_content(endpoint: Endpoint, fields: Mapping[str, Any]) -> None:
+    name = _LOOKED_AT[endpoint]
+    value = fields.get(name)
+    if endpoint is Endpoint.COMPLETIONS:
+        return  # the API has a default for it
+    if value is None:
+        raise _bad(f"missing required parameter: '{name}'", param=name, code="missing_required_parameter")
+    if endpoint is Endpoint.CHAT and not (
+        isinstance(value, list) and value and all(isinstance(message, dict) for message in value)
+    ):
+        raise _bad("'messages' must be a list of at least one message object", param="messages")
+
+
+def read_cache_wish(control: str, keep: str) -> CacheWish:
+    """What Cache-Control (RFC 9111 5.2.1) and `X-Cache: keep` ask for; directives not understood are ignored (5.2.3)."""
+    words = {word.strip().lower() for word in control.split(",")}
+    ages = [int(match[1]) for word in words if (match := _DIRECTIVE_RE.fullmatch(word))]
+    return CacheWish(
+        read="no-cache" not in words,
+        write="no-store" not in words,
+        opted_in=keep.strip().lower() == "keep",
+        only_if_cached="only-if-cached" in words,
+        max_age_s=float(min(ages)) if ages else None,
+    )
+
+
+def _read_refused(text: str) -> frozenset[Step]:
+    words = [word.strip().lower() for word in text.split(",") if word.strip()]
+    unknown = [word for word in words if word not in _STEPS]
+    if unknown:
+        raise _bad(f"X-Ladder-Refuse: there is no step {unknown[0][:40]!r}", f"steps: {', '.join(_STEPS)}")
+    return frozenset(_STEPS[word] for word in words)

@@ -1,0 +1,87 @@
+"""Server-sent events as the OpenAI API uses them (WHATWG HTML 9.2): cutting a byte stream at event borders, writing events.
+
+Events are passed on as the bytes they came in; only who needs what is in them calls `data_of`. So a character that an
+upstream split over two chunks is never decoded in halves.
+"""
+
+from __future__ import annotations
+
+import re
+
+DONE = b"data: [DONE]\n\n"
+MAX_EVENT_BYTES = 4 << 20
+"""An event that does not end within this is no event: the upstream is broken, and memory must not grow with it."""
+
+# Events end at a blank line; lines end with CR LF, LF or CR. The last alternative must not match half of `\r\n\r\n`.
+_END_RE = re.compile(rb"\r\n\r\n|\n\n|\r\r(?!\n)")
+_LINE_RE = re.compile(rb"\r\n|\n|\r")
+
+
+class Overlong(ValueError):
+    """An event longer than MAX_EVENT_BYTES."""
+
+
+class Splitter:
+    """Bytes in as they come, whole events out; what is left at the end is an event that was cut."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """All events completed by `data`, as one run of bytes; empty: none yet. Overlong when one does not end."""
+        rest = self._rest
+        if not rest and data.endswith(b"\n\n"):
+            return data  # the common case: an upstream writes whole events
+        joined = rest + data
+        # Borders lie in the new part, or begin in the three bytes before it.
+        end = max(joined.rfind(b"\n\n") + 2 if b"\n\n" in joined else 0, _last_cr_end(joined))
+        self._rest = joined[end:]
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise Overlong(f"an event of over {MAX_EVENT_BYTES} bytes")
+        return joined[:end]
+
+    @property
+    def rest(self) -> bytes:
+        """The begun event; empty at a clean end."""
+        return self._rest
+
+
+def _last_cr_end(data: bytes) -> int:
+    """Where the last event that ends in a form with CR ends; 0: there is none."""
+    if b"\r" not in data:
+        return 0
+    end = 0
+    for match in _END_RE.finditer(data):
+        end = match.end()
+    return end
+
+
+def split_events(data: bytes) -> list[bytes]:
+    """The events in a run of whole ones, each with its blank line."""
+    events, at = [], 0
+    for match in _END_RE.finditer(data):
+        events.append(data[at : match.end()])
+        at = match.end()
+    return events
+
+
+def data_of(event: bytes) -> bytes:
+    """The data of one event: its `data` lines, joined by LF; empty when it has none (a comment, say)."""
+    lines = []
+    for line in _LINE_RE.split(event):
+        name, _colon, value = line.partition(b":")
+        if name == b"data":
+            lines.append(value.removeprefix(b" "))
+    return b"\n".join(lines)
+
+
+def write_event(data: bytes) -> bytes:
+    """One event that carries `data` (JSON, so without line ends)."""
+    return b"data: " + data + b"\n\n"
+
+
+def ends_with_done(events: bytes) -> bool:
+    """Whether the last event of a run is `[DONE]`."""
+    return events.rstrip(b"\r\n").endswith((b"data: [DONE]", b"data:[DONE]"))

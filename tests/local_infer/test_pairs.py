@@ -1,0 +1,127 @@
+"""False hits and recall over the pairs of `data/`, through the graph, among made-up questions; both halves, apart.
+
+NEARPATH_DISTRACTORS says among how many made-up questions.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_infer.io_onnx import open_session
+from local_infer.model import Abstained
+from local_infer.ngram_graph import INPUT, write_graph
+from local_infer.ngrams import code_points, index_questions
+from local_infer.question import language_of
+from local_infer.verdict import Found, choose
+from local_infer.wording import read_wording
+from tests.local_infer.distractors import make_distractors
+
+DATA = Path(__file__).parent / "data"
+DISTRACTORS = int(os.environ.get("NEARPATH_DISTRACTORS", "10000"))
+"""10,000 keep the suite short; with 100,000 the numbers are those in docs/local_infer-retrieval.md."""
+
+THRESHOLD, MARGIN = 0.35, 0.05
+
+
+@dataclass(frozen=True)
+class Pair:
+    half: str
+    language: str
+    kind: str
+    stored: str
+    asked: str
+
+
+@cache
+def pairs(name: str) -> list[Pair]:
+    with (DATA / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+        return [Pair(*row) for row in list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]]
+
+
+class Shelf:
+    """Questions behind the graph; the answer to a question is the question itself."""
+
+    def __init__(self, questions: list[str], file: Path) -> None:
+        self.questions = list(dict.fromkeys(questions))
+        file.write_bytes(write_graph(index_questions([read_wording(q).gram_text for q in self.questions])))
+        self.session: Any = open_session(file, providers=["cpu"], threads=1)
+
+    def answer(self, asked: str) -> str | None:
+        wording = read_wording(asked)
+        scores, rows = self.session.run(None, {INPUT: code_points(wording.gram_text)})
+        stored = [(s, self.questions[r]) for s, r in zip(scores.tolist(), rows.tolist(), strict=True)]
+        found = [Found(s, q, q, q, "faq", 0.0) for s, q in stored if language_of(q) == language_of(asked)]
+        chosen = choose(wording, found, lambda _: THRESHOLD, MARGIN)
+        return None if isinstance(chosen, Abstained) else chosen.answer
+
+
+@pytest.fixture(scope="module")
+def opposites(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """One of each antonym pair, and made-up questions."""
+    stored = [pair.stored for pair in pairs("antonyms")]
+    return Shelf([*stored, *make_distractors(DISTRACTORS)], tmp_path_factory.mktemp("opposites") / "graph.onnx")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """One of each pair of both kinds, and made-up questions."""
+    stored = [pair.stored for name in ("antonyms", "paraphrases") for pair in pairs(name)]
+    return Shelf([*stored, *make_distractors(DISTRACTORS)], tmp_path_factory.mktemp("pairs") / "graph.onnx")
+
+
+def test_the_data_is_what_it_should_be() -> None:
+    for name in ("antonyms", "paraphrases"):
+        rows = pairs(name)
+        assert len(rows) >= 200
+        assert [row.half for row in rows] == [("dev", "final")[i % 2] for i in range(len(rows))]
+        assert min(sum(row.language == language for row in rows) for language in ("zh", "en")) >= 100
+        assert all(row.stored != row.asked for row in rows)
+    assert {row.kind for row in pairs("antonyms")} == {
+        *("polar", "neg", "number", "unit", "identifier", "qword", "order", "object", "script")
+    }
+
+
+@pytest.mark.parametrize("half", ["dev", "final"])
+def test_no_false_hit(opposites: Shelf, half: str) -> None:
+    # Who asks for the second of a pair gets no answer at all: its own is not stored.
+    stored = set(opposites.questions)
+    asked = [pair.asked for pair in pairs("antonyms") if pair.half == half and pair.asked not in stored]
+    assert len(asked) >= 115
+    assert [(question, said) for question in asked if (said := opposites.answer(question)) is not None] == []
+
+
+def test_no_false_hit_the_other_way_round(tmp_path: Path) -> None:
+    other = Shelf([pair.asked for pair in pairs("antonyms")], tmp_path / "graph.onnx")
+    stored = set(other.questions)
+    wrong = [(p.stored, said) for p in pairs("antonyms") if p.stored not in stored and (said := other.answer(p.stored))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("half", "least"), [("dev", 0.6), ("final", 0.4)])
+def test_recall(shelf: Shelf, half: str, least: float) -> None:
+    # Measured: dev 0.67, final 0.44. The aim of 0.8 is not reached without an embedder; see docs/local_infer-retrieval.md.
+    asked = [pair for pair in pairs("paraphrases") if pair.half == half]
+    hits = [pair for pair in asked if shelf.answer(pair.asked) == pair.stored]
+    assert len(hits) / len(asked) >= least
+
+
+def test_made_up_questions_do_not_answer_each_other_unless_they_ask_the_same(shelf: Shelf) -> None:
+    # Each finds itself: the nearest is the question as it was stored.
+    sample = shelf.questions[-DISTRACTORS :: DISTRACTORS // 200]
+    lost = [question for question in sample if shelf.answer(question) not in (question, None)]
+    assert len(lost) <= len(sample) * 0.02
+
+
+def test_questions_of_other_things_get_no_answer(shelf: Shelf) -> None:
+    # Made of other things by another seed; a few happen to be of the same, then in the same words or their synonyms.
+    strangers = make_distractors(300, seed=77)
+    answered = [(question, said) for question in strangers if (said := shelf.answer(question)) is not None]
+    assert len(answered) < 30
+    assert [pair for pair in answered if len({frozenset(read_wording(q).content) for q in pair}) > 1] == []
