@@ -42,17 +42,17 @@ class CacheMetrics:
             "local_infer_cache_doubtful", "Requests not looked up: a name stands twice in them", registry=registry
         )
         self._gauges = {
-            name: Gauge(f"local_infer_cache_{name}", text, registry=registry)
-            for name, text in {
-                "memory_bytes": "Bytes of kept answers in memory",
-                "entries": "Kept answers in memory",
-                "evicted": "Answers that made room in memory since the start",
-                "flights": "Requests under way that can be shared",
-                "flight_bytes": "Bytes buffered for them",
-                "disk_ok": "1: the disk or Redis works, 0: it does not",
-                "disk_dropped": "Answers not written, because the disk was too slow or failed",
-                "follow_places": "Requests whose continuations are remembered",
-            }.items()
+            name.removeprefix("local_infer_cache_"): Gauge(name, text, registry=registry)
+            for name, text in (
+                ("local_infer_cache_memory_bytes", "Bytes of kept answers in memory"),
+                ("local_infer_cache_entries", "Kept answers in memory"),
+                ("local_infer_cache_evicted", "Answers that made room in memory since the start"),
+                ("local_infer_cache_flights", "Requests under way that can be shared"),
+                ("local_infer_cache_flight_bytes", "Bytes buffered for them"),
+                ("local_infer_cache_disk_ok", "1: the disk or Redis works, 0: it does not"),
+                ("local_infer_cache_disk_dropped", "Answers not written, because the disk was too slow or failed"),
+                ("local_infer_cache_follow_places", "Requests whose continuations are remembered"),
+            )
         }
         self._lookup_of = {
             found: self._lookups.labels(found) for found in ("fresh", "revalidate", "stale", "miss", "skipped")

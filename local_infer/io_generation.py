@@ -74,7 +74,7 @@ class Generation:
         try:
             job = await self._slots.begin(self._request(prompt), priority, until_s)
         except Busy as busy:
-            _log.info("generation_busy", id=ask.id, why=busy.what)
+            _log.debug("generation_busy", id=ask.id, why=busy.what)
             return self._abstain("busy")
         except NearpathError as error:
             return self._abstain("crashed" if isinstance(error, Crashed) else "failed")
@@ -97,7 +97,7 @@ class Generation:
         return Abstained(why)
 
     def _refused(self, ask: Ask, refused: Refused) -> Abstained:
-        _log.warning("generation_refused", id=ask.id, why=refused.why, what=refused.what)
+        _log.info("generation_refused", id=ask.id, why=refused.why, what=refused.what)
         return self._abstain(refused.why)
 
     # -- forms of an answer

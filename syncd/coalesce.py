@@ -28,6 +28,10 @@ class _Node:
 
 def coalesce(changes: Sequence[Change]) -> list[Change]:
     """See the module. Linear in the number of changes times the length of their paths."""
+    if all(change.op is Op.UPSERT for change in changes):
+        # Most pages of a burst. Sorted name by name: what is in a directory comes right behind it.
+        last = {change.path: change for change in changes}
+        return [last[path] for path in sorted(last, key=lambda path: path.replace(b"/", b"\0"))]
     upserts, before_renames = _final_upserts(changes)
     result = []
     for change in _needed_deletes_and_renames(changes):

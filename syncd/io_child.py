@@ -29,7 +29,7 @@ from syncd.io_offer import Freshness, Offer
 from syncd.io_parent import Parent, ParentError
 from syncd.io_plain import PlainParent
 from syncd.io_publish import DiskFull
-from syncd.io_scrub import Scrubber
+from syncd.io_scrub import Scrubber, Wrong
 from syncd.io_signer import read_key, sign
 from syncd.io_store import StoreBusy
 from syncd.manifest import Comparison, ManifestError, compare_as_it_is
@@ -119,10 +119,8 @@ class Follower:
         self._blob = b""
         self.intake = Intake(name, tree, self.board, self._work, self._announce)
         self._ahead = Ahead(name, self._work, self.intake.choose_ahead)
-        self._wrong: set[bytes] = set()
-        """files whose content the scrub found to be wrong"""
-        self._loop = asyncio.get_running_loop()
-        self.scrubber = Scrubber(name, store, self._scrubbed, tree.scrub, self._content_wrong, by_inode=True)
+        self._wrong = Wrong(self.look)
+        self.scrubber = Scrubber(name, store, self._served_path, tree.scrub, self._wrong.add, by_inode=True)
 
     # -- life
 
@@ -423,27 +421,14 @@ class Follower:
             if (chosen := self._lineage.choose(self.name)) is not None and chosen[0] != name:
                 return
 
-    def _scrubbed(self) -> bytes | None:
-        return os.fsencode(self.tree.path) if self._served_path() is not None else None
-
-    def _content_wrong(self, path: bytes) -> None:
-        """Called by the scrubber, in its thread."""
-
-        def take() -> None:
-            self._wrong.add(path)
-            self.look()
-
-        self._loop.call_soon_threadsafe(take)
-
     async def _repair(self, copy: Copy, parent: Parent | PlainParent) -> None:
         """Fetch anew what the scrub found to be wrong; compared by content, since the parent has the same size and time."""
-        if not self._wrong:
+        if not (wrong := frozenset(self._wrong.paths)):
             return
-        wrong = frozenset(self._wrong)
         changes = await self._work(lambda: copy.as_recorded(wrong))
         for part in in_parts(changes, copy.ranks.of):
             await self.intake.apply(copy, parent, part, None)
-        self._wrong -= wrong
+        self._wrong.paths -= wrong
 
     async def _sign_here(self) -> None:
         """Nobody above signs a tree of a plain server: for our own children, its origin is here."""

@@ -143,7 +143,7 @@ class Comparer:
             if name in listing.mounts:
                 continue
             below = _join(path, name)
-            if old is None and self.quiet and not row.is_directory:
+            if old is None and not row.is_directory:
                 new_files.append((name, row))
             elif old is None or old.row != row:
                 # Asked anew: a rename just now may have taken what the index had here.
@@ -153,8 +153,7 @@ class Comparer:
                 is_known = old is not None and old.row.inode == row.inode
                 if not is_known or depth is not Depth.ONE:
                     self._found.to_walk.append((below, depth if is_known else Depth.ALL))
-        if new_files:
-            self._index.put_new_files(number, new_files)
+        self._put_new(path, number, new_files)
         for name in known:
             # Looked at once more: a listing may miss a name that is renamed over while it is read.
             if name not in listing.troubled and self._look_again(below := _join(path, name)) is None:
@@ -163,6 +162,19 @@ class Comparer:
             self._found.troubles.append(Trouble(_join(path, name), "it is there but cannot be looked at"))
         if listing.listed_ns and listing.listed_ns != self._index.listed_ns(path):
             self._index.set_listed(path, listing.listed_ns)
+
+    def _put_new(self, above: bytes, number: int, files: list[tuple[bytes, Row]]) -> None:
+        """Store files and symlinks that are new in the directory `above`, with this number: at once, but for renames."""
+        known = frozenset() if self.quiet else self._index.known_inodes(row.inode for _, row in files)
+        new = [(name, row) for name, row in files if row.inode not in known]
+        self._index.put_new_files(number, new)
+        if not self.quiet:
+            prefix = above + b"/" if above else b""
+            self._found.drafts += [Draft(Op.UPSERT, prefix + name, row) for name, row in new]
+        for name, row in files:
+            if row.inode in known:
+                # It may have come from elsewhere. Asked anew: a rename just now may have taken what the index had here.
+                self._put(below := _join(above, name), row, self._index.get(below))
 
     def _is_as_listed(self, path: bytes) -> bool:
         now_ns = self._disk.listed_ns(path)

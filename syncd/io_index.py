@@ -26,6 +26,9 @@ _MAX_NAMES = 16
 a thousand hard links to one file are made."""
 
 
+_MAX_ASKED = 500
+"""Values in one question; SQLite takes 32,766."""
+
 _MANY = 8
 """From so many names of a directory on, all its sub-directories are listed rather than each name looked up."""
 
@@ -143,6 +146,16 @@ class Index:
         sql = f"SELECT parent, name, device FROM entries WHERE inode=? LIMIT {_MAX_NAMES}"
         found = self._db.execute(sql, (inode,)).fetchall()
         return [path for parent, name, dev in found if dev == device and (path := self._path(parent, name)) is not None]
+
+    def known_inodes(self, inodes: Iterable[int]) -> frozenset[int]:
+        """Those of `inodes`, on whatever device, that something here had when last looked at."""
+        asked = list(inodes)
+        found: set[int] = set()
+        for i in range(0, len(asked), _MAX_ASKED):
+            some = asked[i : i + _MAX_ASKED]
+            sql = f"SELECT DISTINCT inode FROM entries WHERE inode IN ({','.join('?' * len(some))})"
+            found.update(row[0] for row in self._db.execute(sql, some))
+        return frozenset(found)
 
     def entries(self, path: bytes = b"") -> Iterator[Entry]:
         """The entry at `path` and all below it, parents first, siblings in the order of their bytes."""

@@ -167,6 +167,8 @@ class Intake:
             # Directories moved there from where nothing is known here: the comparison after this brings what is in them.
             self.is_lacking = True
             _log.info("directory_unknown", tree=self.name, path=os.fsdecode(plan.lacking[0]))
+        for change in changes:
+            self.retries.forget(change.path)  # there is news of it: what was wrong with it before says nothing
         await self._hook("before", plan)
         if not staged or later:
             staged = frozenset()
@@ -224,7 +226,11 @@ class Intake:
     async def _fetch(
         self, copy: Copy, parent: Supplier, plan: Plan, now: float, staged: frozenset[bytes]
     ) -> dict[bytes, str]:
-        """Bring the files of a plan into the stage, payload before indexes; those that did not come, with the reason."""
+        """Bring the files of a plan into the stage; those that did not come, with the reason.
+
+        Indexes first: one is taken only as it was announced, so what it names is in this batch or was before; and at an
+        origin that never rests, one that was fetched after all the payload would mostly be another by then.
+        """
         due = frozenset(self.retries.due(now))
         resting = {t.path: t.why for t in self.retries.troubles() if t.path not in due}
         failed: dict[bytes, str] = {}
@@ -232,7 +238,7 @@ class Intake:
         fetching = Fetching(len(plan.payload) + len(plan.indexes), total, time.monotonic())
         self.board.update(activity=Activity.FETCHING, fetching=fetching)
         try:
-            for fetches in (plan.payload, plan.indexes):
+            for fetches in (plan.indexes, plan.payload):
                 here = [fetch.entry for fetch in fetches if fetch.entry.path in staged]
                 fetching.took(len(here), sum(entry.size for entry in here))
                 wanted = [f for f in fetches if f.entry.path not in resting and f.entry.path not in staged]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from syncd.coalesce import coalesce
 from syncd.io_store import fact, set_fact, transaction
@@ -27,8 +28,7 @@ _MAX_CHILDREN = 10_000
 _MAX_CHILD_LEN = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """A change that has no sequence number yet. `row` comes with UPSERT and RENAME, `source` with RENAME."""
 
     op: Op
@@ -82,9 +82,10 @@ class Journal:
         """Write changes down; the sequence number of the last."""
         last = self.last()
         nothing = (None,) * len(Row._fields)
+        codes = {op: op.value for op in Op}
         rows = [
-            (last + i, draft.op.value, draft.path, draft.source, at_s, *(draft.row or nothing))
-            for i, draft in enumerate(drafts, 1)
+            (last + i, codes[op], path, source, at_s, *(row or nothing))
+            for i, (op, path, row, source) in enumerate(drafts, 1)
         ]
         self._db.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", rows)
         if rows:

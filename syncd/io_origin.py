@@ -28,6 +28,11 @@ REST_S = 0.3
 """A root is signed when nothing came for so long,"""
 MAX_UNSIGNED_S = 2.0
 """or this long after the first change that it does not cover."""
+BURST = 10_000
+"""With so many changes that it does not cover, hashing them takes long, and from children who are fetching them:"""
+BURST_REST_S = 1.0
+MAX_BURST_UNSIGNED_S = 20.0
+"""then it waits for a longer rest, and for longer."""
 TRIM_EVERY_S = 600.0
 
 _log = get_logger("origin")
@@ -55,6 +60,8 @@ class Origin:
         self._signer: asyncio.Task[None] | None = None
         self._ready_s = time.monotonic()
         self._was_ready = False
+        self._signed = 0
+        """the sequence number up to which a root was signed"""
         # Wrong content here is only told: nobody knows better.
         self.scrubber = Scrubber(name, store, self._scrubbed, tree.scrub, lambda _path: None, by_inode=False)
 
@@ -114,8 +121,8 @@ class Origin:
         """What children have to put into their configuration."""
         return public_key(self._seed).hex()
 
-    def _scrubbed(self) -> bytes | None:
-        return os.fsencode(self.tree.path) if self.is_ready else None
+    def _scrubbed(self) -> str | None:
+        return self.tree.path if self.is_ready else None
 
     def _served_path(self) -> str | None:
         # Before the first reading is through, children would take what is not indexed yet for deleted.
@@ -203,21 +210,29 @@ class Origin:
     async def _sign_on_change(self) -> None:
         while True:
             await self._changed.wait()
-            until_s = time.monotonic() + MAX_UNSIGNED_S
-            while time.monotonic() < until_s:
-                self._changed.clear()
-                try:
-                    async with asyncio.timeout(REST_S):
-                        await self._changed.wait()
-                except TimeoutError:
-                    break
+            await self._rest()
             if self._was_ready:
+                self._signed = self.status.sequence
                 try:
                     await self.offer.run(self._sign)
                 except NearpathError as error:
                     _log.error("root_not_signed", tree=self.name, why=str(error))
                     await asyncio.sleep(REOPEN_S)
                     self._changed.set()
+
+    async def _rest(self) -> None:
+        """Wait until a root is worth its while."""
+        began_s = time.monotonic()
+        while True:
+            is_burst = self._was_ready and self.status.sequence - self._signed >= BURST
+            if time.monotonic() - began_s >= (MAX_BURST_UNSIGNED_S if is_burst else MAX_UNSIGNED_S):
+                return
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(BURST_REST_S if is_burst else REST_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
 
     def _sign(self, ledger: Ledger) -> None:
         self.root = sign(ledger, self.name, self._seed, self.root)

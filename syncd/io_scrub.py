@@ -7,6 +7,7 @@ over the tree takes `every_s`, at idle IO priority, past the page cache, and goe
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import hashlib
 import os
@@ -56,6 +57,23 @@ class ScrubStatus:
     """why it cannot go on just now"""
 
 
+class Wrong:
+    """Paths found wrong, handed from the scrubber's thread to the event loop that made this; `told` is called there."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self.paths: set[bytes] = set()
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, path: bytes) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self._add, path)
+
+    def _add(self, path: bytes) -> None:
+        self.paths.add(path)
+        self._told()
+
+
 class Scrubber:
     """Reads the files of one tree in a thread of its own.
 
@@ -68,7 +86,7 @@ class Scrubber:
         self,
         name: str,
         store: Path,
-        root: Callable[[], bytes | None],
+        root: Callable[[], str | None],
         every_s: float,
         found: Callable[[bytes], None],
         *,
@@ -143,7 +161,7 @@ class Scrubber:
             for path in _files(index, after):
                 if self._stop.is_set() or self._hurry.is_set() or (root := self._root()) is None:
                     break
-                if (read := self._read(index, root, path, rate)) is not None:
+                if (read := self._read(index, os.fsencode(root), path, rate)) is not None:
                     done.append((path, *read))
                 if len(done) >= KEEP_EVERY_FILES or time.monotonic() - kept_s > KEEP_EVERY_S:
                     self._keep(db, index, done, path)

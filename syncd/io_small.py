@@ -82,7 +82,8 @@ def _read_file(tree: Below, path: bytes) -> tuple[Answer, os.stat_result | None]
         return Lack.NO_FILE, None
     try:
         directory, name = tree.at(path)
-        if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+        before = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if not stat.S_ISREG(before.st_mode):
             return Lack.NO_FILE, None  # and is not opened: that alone rewinds some tapes
         fd = os.open(name, _READ, dir_fd=directory)
     except (FileNotFoundError, PublishError):
@@ -90,25 +91,27 @@ def _read_file(tree: Below, path: bytes) -> tuple[Answer, os.stat_result | None]
     except OSError as error:
         return Lack.NO_FILE if error.errno in (errno.ELOOP, errno.ENXIO) else Lack.UNREADABLE, None
     try:
-        return _read_open(fd)
+        return _read_open(fd, before)
     except OSError:
         return Lack.UNREADABLE, None
     finally:
         os.close(fd)
 
 
-def _read_open(fd: int) -> tuple[Answer, os.stat_result]:
-    before = os.fstat(fd)
-    if not stat.S_ISREG(before.st_mode):
-        return Lack.NO_FILE, before
+def _read_open(fd: int, before: os.stat_result) -> tuple[Answer, os.stat_result]:
+    """The content of what is open; `before`: what its name said before it was opened, which may be another file."""
     if before.st_size > wire.SMALL_FILE_BYTES:
         return Lack.TOO_LARGE, before
-    content = bytearray()
-    while len(content) <= before.st_size and (more := os.read(fd, before.st_size + 1 - len(content))):
-        content += more
-    if len(content) != before.st_size or _stamps(os.fstat(fd)) != _stamps(before):
+    content = os.read(fd, before.st_size + 1)
+    while len(content) < before.st_size and (more := os.read(fd, before.st_size + 1 - len(content))):
+        content += more  # some network file systems give less at a time
+    after = os.fstat(fd)
+    if not stat.S_ISREG(after.st_mode):
+        return Lack.NO_FILE, after
+    is_same = (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino)
+    if not is_same or len(content) != before.st_size or _stamps(after) != _stamps(before):
         return Lack.CHANGED, before
-    return Content(stat.S_IMODE(before.st_mode), before.st_mtime_ns, bytes(content)), before
+    return Content(stat.S_IMODE(before.st_mode), before.st_mtime_ns, content), before
 
 
 def _stamps(found: os.stat_result) -> tuple[int, int, int]:

@@ -84,7 +84,7 @@ def test_schema_is_up_to_date(name: str) -> None:
 
 # --- metrics ------------------------------------------------------------------------------------------------------------
 
-METRIC_NAME = re.compile(r"(?:nearpath|dnsd|syncd)_[a-z0-9_]+")
+METRIC_NAME = re.compile(r"(?:nearpath|dnsd|syncd|local_infer)_[a-z0-9_]+")
 
 
 def metrics_in(source: str) -> dict[str, str]:

@@ -120,7 +120,7 @@ class Seen:
 
 
 class MockUpstream:
-    """The server, as an async context manager on a free port of loopback; `ssl` makes it HTTPS."""
+    """The server, as an async context manager, by default on a free port of loopback; `ssl` makes it HTTPS."""
 
     def __init__(
         self,
@@ -129,12 +129,15 @@ class MockUpstream:
         models: Sequence[str] = ("gpt-test", "embed-test"),
         key: str | None = None,
         ssl: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.always: Script = always or Reply()
         self.models = list(models)
         self.key = key
         self.requests: list[Seen] = []
-        self.port = 0
+        self.port = port
+        self._host = host
         self._ssl = ssl
         self._next: deque[Script] = deque()
         self._runner: web.ServerRunner | None = None
@@ -143,7 +146,7 @@ class MockUpstream:
     @property
     def url(self) -> str:
         """The base URL, up to and with /v1."""
-        return f"{'https' if self._ssl else 'http'}://127.0.0.1:{self.port}/v1"
+        return f"{'https' if self._ssl else 'http'}://{self._host}:{self.port}/v1"
 
     def next(self, *replies: Script) -> None:
         """What the coming POST requests get, in order; after them `always` holds again."""
@@ -171,7 +174,7 @@ class MockUpstream:
         """Listen, on the same port as before if there was one."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", self.port))
+        sock.bind((self._host, self.port))
         self.port = sock.getsockname()[1]
         server = web.Server(self._handle, handler_cancellation=True)  # type: ignore[arg-type]
         self._runner = web.ServerRunner(server, shutdown_timeout=0.05)

@@ -291,8 +291,33 @@ async def test_who_waits_too_long_is_told_so(slow: Path) -> None:
         assert content(await w.ask(max_tokens=3)) == "慢"
 
 
+async def test_who_leaves_at_the_moment_the_slot_is_free_takes_it_along_nowhere(
+    slow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(slow) as w:
+        slots = w.generation.slots
+        running = asyncio.create_task(w.ask(max_tokens=9))
+        await until(lambda: w.count("generation_busy") == 1)
+        gone = asyncio.create_task(w.ask())
+        await until(lambda: w.count("generation_waiting") == 1)
+        hand_out = slots._hand_out
+
+        def hand_out_and_leave() -> None:
+            hand_out()
+            gone.cancel()
+
+        monkeypatch.setattr(slots, "_hand_out", hand_out_and_leave)
+        assert content(await running) == "慢慢慢"
+        await until(gone.done)
+        assert gone.cancelled()
+        monkeypatch.undo()
+        await until(lambda: w.count("generation_busy") == 0)
+        assert content(await w.ask(max_tokens=3)) == "慢"
+
+
 async def test_two_slots_generate_at_once(slow: Path) -> None:
     async with world(slow, slots=2) as w:
+        assert w.generation.slots.loaded == 2
         streams = [await w.stream(), await w.stream()]
         assert w.count("generation_busy") == 2
         for stream in streams:

@@ -143,6 +143,7 @@ class Story:
             cutter = self.rng.choice(self.cutters)
             cutter.cut_all()
         elif self.ballast.exists():
+            self.counts["told_full"] += self.edge.status().get("state") == "disk-full"
             self.free_disk()
         else:
             self._fill_disk()

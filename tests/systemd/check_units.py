@@ -508,12 +508,13 @@ def test_gateway_of_infer_reloads_on_sighup(box: Container) -> None:
         box.do("systemctl", "reload", "local-infer")
         eventually(lambda: "give_upp" in journal(box, "local-infer"))
         assert ask_gateway(box, "How do I change my password?")[0] == 200
-        file.write_text(GATEWAY + "ladder: {prefix: {retrieval: '[offline] '}}\n")
+        file.write_text(GATEWAY.replace("anonymous: true", f"keys: {{web: {{token_sha256: {'0' * 64}}}}}"))
         box.do("systemctl", "reload", "local-infer")
-        eventually(lambda: "[offline] " in json.dumps(ask_gateway(box, "How do I change my password?")[2]))
+        eventually(lambda: ask_gateway(box, "How do I change my password?")[0] == 401)
     finally:
         file.write_text(GATEWAY)
     box.do("systemctl", "reload", "local-infer")
+    eventually(lambda: ask_gateway(box, "How do I change my password?")[0] == 200)
     assert show(box, "local-infer", "MainPID") == pid
 
 

@@ -53,8 +53,10 @@ def wheels() -> Path:
             if (ROOT / name).is_file():
                 (Path(copy) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, Path(copy) / name)
+        # The extra with what one of its packages wants on Debian's Python, which is older than the one that asks here.
+        wanted = [f"{copy}[infer]", "async-timeout"]
         pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation"]
-        run(*pip, "-c", ROOT / "constraints.txt", "-w", folder, f"{copy}[infer]")
+        run(*pip, "-c", ROOT / "constraints.txt", "-w", folder, *wanted)
     return folder
 
 
