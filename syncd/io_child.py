@@ -543,8 +543,7 @@ class Follower:
         await self._ahead.drop()
         self.intake.is_lacking = self._is_caught_up = False
         self.board.note(Activity.COMPARING, "")
-        signed = await self.offer.run(Ledger.kept_root)
-        if self._root is not None or signed:
+        if self._root is not None or await self.offer.run(Ledger.kept_root) != b"":
             # ManifestError before anything is touched: nobody brings back an older tree than was here already.
             await self._signed_root(parent)
         if self._reread_due:

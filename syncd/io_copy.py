@@ -387,7 +387,10 @@ class Copy:
             return
         if above:
             self._make_above(above, drafts, disk)
-        row = _look(disk, above) or Row(stat.S_IFDIR | 0o755, 0, UNTOLD, 0, 0, 0, b"")
+        row = _look(disk, above)
+        if row is None or not row.is_directory:
+            # The disk is as after the last of the changes: what is a directory now may be gone, or a file, by then.
+            row = Row(stat.S_IFDIR | 0o755, 0, UNTOLD, 0, 0, 0, b"")
         self._make_way(above, row, drafts)
         self.index.put(above, row)
         if above:

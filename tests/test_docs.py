@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 
+from local_infer.main import app as infer_app
 from nearpath.cli import app
 from nearpath.configdoc import find_undescribed, render
 from nearpath.schema import FILES, schema_text
@@ -56,6 +57,13 @@ def test_every_command_of_syncd_is_in_its_manual() -> None:
     all_commands = list(commands(typer.main.get_command(syncd_app), "syncd"))
     assert {"syncd run", "syncd status", "syncd token"} <= set(all_commands)
     assert [name for name in all_commands if name not in text_of("docs/syncd.md")] == []
+
+
+def test_every_command_of_local_infer_is_in_its_manual() -> None:
+    group = typer.main.get_group(infer_app)
+    shown = [f"local-infer {name}" for name, command in group.commands.items() if not command.hidden]
+    assert {"local-infer run", "local-infer build"} <= set(shown)
+    assert [name for name in shown if name not in text_of("docs/local_infer.md")] == []
 
 
 def test_every_make_target_named_in_a_page_exists() -> None:
