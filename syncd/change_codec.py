@@ -105,7 +105,8 @@ def _rarer(sequence: int, code: bytes, path: bytes, source: bytes, entry: Entry)
     op = _OPS.get(code)
     if op is None:
         raise MessageError(f"a change of kind {code!r}", "the parent runs a newer syncd")
-    if op is Op.DELETE or bool(source) != (op is Op.RENAME):
+    is_link = op is Op.UPSERT and entry.kind is Kind.FILE and bool(source)
+    if op is Op.DELETE or (bool(source) != (op is Op.RENAME) and not is_link):
         raise _malformed(path)
     if not path and (op is Op.RENAME or entry.kind is not Kind.DIRECTORY):
         raise MessageError(f"a change ({op.value}) of the root itself", "the sender is broken or hostile")

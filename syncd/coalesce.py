@@ -31,14 +31,30 @@ def coalesce(changes: Sequence[Change]) -> list[Change]:
     if all(change.op is Op.UPSERT for change in changes):
         # Most pages of a burst. Sorted name by name: what is in a directory comes right behind it.
         last = {change.path: change for change in changes}
-        return [last[path] for path in sorted(last, key=lambda path: path.replace(b"/", b"\0"))]
+        return _links_last([last[path] for path in sorted(last, key=lambda path: path.replace(b"/", b"\0"))])
     upserts, before_renames = _final_upserts(changes)
     result = []
     for change in _needed_deletes_and_renames(changes):
         if change.op is Op.RENAME and change.sequence in before_renames:
             result.append(before_renames[change.sequence])
         result.append(change)
-    return result + upserts
+    return result + _links_last(upserts)
+
+
+def _links_last(upserts: list[Change]) -> list[Change]:
+    """Further names of files behind the files they are names of, in the order they were told.
+
+    What was replaced after it had got the other name is not that file any more: the other name is then a file like any.
+    """
+    if not any(change.source for change in upserts):
+        return upserts
+    told = {change.path: change.sequence for change in upserts}
+    links = [change for change in upserts if change.source and told.get(change.source, -1) <= change.sequence]
+    names = {change.path for change in links}
+    others = [
+        change if not change.source else replace(change, source=b"") for change in upserts if change.path not in names
+    ]
+    return others + sorted(links, key=lambda change: change.sequence)
 
 
 def _final_upserts(changes: Sequence[Change]) -> tuple[list[Change], dict[int, Change]]:

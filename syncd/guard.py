@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,8 @@ SKEW_S = 2.0
 """An mtime later than this before `now` is no proof that a file is as it was: FAT keeps times to 2 s, NFS servers and
 coarse kernel clocks round as well."""
 EXAMPLES = 3
+WINDOW_S = 600.0
+"""Deletes are counted together over ten minutes: an `rm -r` of a large tree takes no longer, and a person looks in."""
 
 
 class Weight(Enum):
@@ -61,25 +64,54 @@ def check_deletes(
     tree_entries: int,
     limits: DeleteLimits,
     approved: str = "",
+    recent: int = 0,
 ) -> Objection | None:
     """A hold when a batch deletes too much, unless `approved` is the token of just these deletes.
 
     `deletes`: the paths, each with all below it; `deleted_entries`: all of that counted, as `plan.deleted_entries`;
-    `tree_entries`: what the tree holds before.
+    `tree_entries`: what the tree holds before; `recent`: entries that were deleted in the last minutes without anybody's
+    word, since a slow `rm -r` comes in many small batches.
     """
-    ratio = deleted_entries / tree_entries if tree_entries else 0.0
-    if deleted_entries <= limits.floor or (deleted_entries <= limits.files and ratio <= limits.ratio):
+    if not deleted_entries:
+        return None
+    total = deleted_entries + recent
+    ratio = total / (tree_entries + recent) if tree_entries + recent else 0.0
+    if total <= limits.floor or (total <= limits.files and ratio <= limits.ratio):
         return None
     token = change_token(tree, deletes, deleted_entries)
     if hmac.compare_digest(token, approved.strip().lower()):
         return None
     return Objection(
         Weight.HOLD,
-        f"tree {tree}: {deleted_entries:,} of {tree_entries:,} entries ({ratio:.0%}) would be deleted, "
-        f"such as {_examples(deletes)}",
+        f"tree {tree}: {deleted_entries:,} of {tree_entries:,} entries would be deleted, such as {_examples(deletes)}"
+        + (f", after {recent:,} in the last minutes" if recent else "")
+        + f" ({ratio:.0%} of the tree)",
         f"if that is meant: `syncd approve {tree} {token}`; other changes of the tree wait with it",
         token,
     )
+
+
+class RecentDeletes:
+    """How many entries were deleted in the last `window_s`, but for those that were approved."""
+
+    def __init__(self, window_s: float = WINDOW_S) -> None:
+        self._window_s = window_s
+        self._deleted: deque[tuple[float, int]] = deque()
+
+    def count(self, now: float) -> int:
+        """Entries deleted since `now` less the window."""
+        while self._deleted and self._deleted[0][0] <= now - self._window_s:
+            self._deleted.popleft()
+        return sum(count for _, count in self._deleted)
+
+    def add(self, now: float, count: int) -> None:
+        """So many entries were deleted now."""
+        if count:
+            self._deleted.append((now, count))
+
+    def approve(self) -> None:
+        """A person has looked: what was deleted so far is meant."""
+        self._deleted.clear()
 
 
 def change_token(tree: str, deletes: Iterable[bytes], deleted_entries: int) -> str:

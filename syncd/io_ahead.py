@@ -1,8 +1,9 @@
 """The page after next: while one page of the parent's journal is published, the next one is asked for, with its files.
 
-At most one page is held, and its small files lie in a directory of their own beside the stage. Nothing here counts as
-published: the parent is told only of the cursor that is, and whatever goes wrong, or is not wanted any more, is dropped
-and asked for again in the usual way. Whether a file is the one that a plan needs is for `check_staged` to say.
+At most one page is held, whose small files lie in a directory of their own beside the stage, and the changes of the page
+behind it. Nothing here counts as published: the parent is told only of the cursor that is, and whatever goes wrong, or is
+not wanted any more, is dropped and asked for again in the usual way. Whether a file is the one that a plan needs is for
+`check_staged` to say.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from core.errors import NearpathError
@@ -55,12 +56,17 @@ Choose = Callable[[Copy, Sequence[Change]], Awaitable[Sequence[Entry]]]
 class Ahead:
     """See the module. `work` runs something in the thread that owns the copy. For one task at a time."""
 
-    def __init__(self, tree: str, work: Callable[[Callable[[], Any]], Awaitable[Any]], choose: Choose) -> None:
+    def __init__(
+        self, tree: str, work: Callable[[Callable[[], Any]], Awaitable[Any]], choose: Choose, hard_links: bool
+    ) -> None:
         self._tree = tree
+        self._hard_links = hard_links
         self._work = work
         self._choose = choose
         self._task: asyncio.Task[Page | None] | None = None
         self._of: tuple[Copy, Pages, Cursor] | None = None
+        self._next: tuple[Pages, Cursor, asyncio.Task[Page]] | None = None
+        """what was asked for while files come, once it is known that there is more"""
 
     def begin(self, copy: Copy, parent: Pages, published: Cursor, page: Batch) -> None:
         """Ask for what comes after `page`, which is about to be published on top of `published`."""
@@ -86,6 +92,7 @@ class Ahead:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await self._clear(self._of[0])
+        self._forget_next()
 
     async def _clear(self, copy: Copy) -> None:
         """Give back the space."""
@@ -93,20 +100,40 @@ class Ahead:
             await asyncio.to_thread(copy.clear_ahead)
 
     async def _ask(self, copy: Copy, parent: Pages, published: Cursor, after: Cursor) -> Page | None:
-        asked_s = time.monotonic()
         try:
-            answer = await parent.journal(self._tree, after, 0.0, published)
+            page = await self._page(parent, published, after)
+            answer = page.answer
             if isinstance(answer, Behind) or not answer.changes:
                 return None
+            if answer.last - answer.cursor.sequence >= WORTH:
+                more = asyncio.create_task(self._journal(parent, published, answer.cursor), name="ahead-journal")
+                self._next = parent, answer.cursor, more
             entries = await self._choose(copy, answer.changes)
         except NearpathError:
             return None
+        if not entries:
+            return page
         try:
-            if not entries:
-                return Page(answer, asked_s)
             stage = await asyncio.to_thread(copy.clear_ahead)
-            failed = await parent.files(self._tree, entries, stage)
+            failed = await parent.files(self._tree, entries, stage, self._hard_links)
         except (NearpathError, OSError):
             await self._clear(copy)
-            return Page(answer, asked_s)
-        return Page(answer, asked_s, frozenset(entry.path for entry in entries) - failed.keys())
+            return page
+        return replace(page, staged=frozenset(entry.path for entry in entries) - failed.keys())
+
+    async def _page(self, parent: Pages, published: Cursor, after: Cursor) -> Page:
+        if self._next is not None and self._next[:2] == (parent, after):
+            asked, self._next = self._next[2], None
+            return await asked
+        self._forget_next()
+        return await self._journal(parent, published, after)
+
+    async def _journal(self, parent: Pages, published: Cursor, after: Cursor) -> Page:
+        asked_s = time.monotonic()
+        return Page(await parent.journal(self._tree, after, 0.0, published), asked_s)
+
+    def _forget_next(self) -> None:
+        if self._next is not None:
+            self._next[2].cancel()
+            self._next[2].add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._next = None

@@ -29,10 +29,11 @@ from syncd.io_offer import Freshness, Offer
 from syncd.io_parent import Parent, ParentError
 from syncd.io_plain import PlainParent
 from syncd.io_publish import DiskFull
+from syncd.io_reconcile import compare_with, link_changes
 from syncd.io_scrub import Scrubber, Wrong
 from syncd.io_signer import read_key, sign
 from syncd.io_store import StoreBusy
-from syncd.manifest import Comparison, ManifestError, compare_as_it_is
+from syncd.manifest import Comparison, ManifestError
 from syncd.model import Change
 from syncd.signed_root import Root, verify_root
 from syncd.wire import Batch, Behind, Cursor
@@ -118,7 +119,7 @@ class Follower:
         self._quiet_polls = 0
         self._blob = b""
         self.intake = Intake(name, tree, self.board, self._work, self._announce)
-        self._ahead = Ahead(name, self._work, self.intake.choose_ahead)
+        self._ahead = Ahead(name, self._work, self.intake.choose_ahead, "hard-links" in tree.keep)
         self._wrong = Wrong(self.look)
         self.scrubber = Scrubber(name, store, self._served_path, tree.scrub, self._wrong.add, by_inode=True)
 
@@ -564,6 +565,10 @@ class Follower:
                     self.board.update(fetching=None)
             if not found.moved:
                 break
+        if "hard-links" in self.tree.keep:
+            groups = await parent.links(self.name)
+            for part in in_parts(await self._work(lambda: link_changes(copy, groups)), copy.ranks.of):
+                await self.intake.apply(copy, parent, part, None)
         self.board.update(whole=None)
         if cursor is not None:
             kept = cursor
@@ -576,23 +581,8 @@ class Follower:
         self.board.update(whole=Fetching(*weight(changes), time.monotonic()) if changes else None)
 
     async def compare_with(self, parent: Parent) -> Comparison:
-        """What must change here, asked for level by level; within one snapshot of our own tree."""
-        loop = asyncio.get_running_loop()
-
-        def walk(ledger: Ledger) -> Comparison:
-            # In the ledger's thread, which waits for the answers: our own children wait for it too, but not for long.
-            with ledger.local() as local:
-                steps = compare_as_it_is(local)
-                try:
-                    asked = next(steps)
-                    while True:
-                        answer = asyncio.run_coroutine_threadsafe(parent.listings(self.name, asked), loop).result()
-                        asked = steps.send(answer)
-                except StopIteration as done:
-                    found: Comparison = done.value
-                    return found
-
-        return await self.offer.run(walk)
+        """What must change here to be what the parent has now."""
+        return await compare_with(self.name, self.offer, parent)
 
 
 def _cursor_of(place: str) -> Cursor:

@@ -6,6 +6,7 @@ could be opened and does not have it, a rename is one when the inode says so.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -46,6 +47,8 @@ class Comparer:
         self._disk = disk
         self._index = index
         self.quiet = False
+        self.keep_links = False
+        """tell of names that are one file"""
         self._found = Findings()
         self._lost: list[bytes] = []
 
@@ -166,6 +169,9 @@ class Comparer:
     def _put_new(self, above: bytes, number: int, files: list[tuple[bytes, Row]]) -> None:
         """Store files and symlinks that are new in the directory `above`, with this number: at once, but for renames."""
         known = frozenset() if self.quiet else self._index.known_inodes(row.inode for _, row in files)
+        if self.keep_links and not self.quiet:
+            count = Counter(row.inode for _, row in files)
+            known |= {inode for inode in count if count[inode] > 1}
         new = [(name, row) for name, row in files if row.inode not in known]
         self._index.put_new_files(number, new)
         if not self.quiet:
@@ -239,10 +245,31 @@ class Comparer:
             # A directory that was replaced by another with the same attributes differs only in what is in it.
             is_alike = old is not None and (old.row.mode, old.row.mtime_ns) == (row.mode, row.mtime_ns)
             if not row.is_directory or not is_alike:
-                self._draft(Draft(Op.UPSERT, path, row))
+                first = b"" if self.quiet or is_in_place else self._linked_to(path, row)
+                self._draft(Draft(Op.UPSERT, path, row, first))
             if is_in_place and not row.is_directory and not self.quiet:
                 self._see_other_names(path, row)
         return True
+
+    def _linked_to(self, path: bytes, row: Row) -> bytes:
+        """Another name that this file has, whose content children have by then; b"" for none, or when nobody asked.
+
+        A new name moves the ctime of the file, and so may a write have: the other name is told once more before, and its
+        content is compared.
+        """
+        if not self.keep_links or row.is_directory or row.target:
+            return b""
+        first = b""
+        for other in self._index.paths_of(row.device, row.inode):
+            old = self._index.get(other) if other != path else None
+            there = self._look_again(other) if old is not None else None
+            if old is None or there is None or there is _UNKNOWN or there.inode != row.inode:
+                continue
+            if there != old.row:
+                self._index.put(other, there)
+                self._draft(Draft(Op.UPSERT, other, there, first))
+            first = first or other
+        return first
 
     def _see_other_names(self, path: bytes, row: Row) -> None:
         """What changed under one name of a file changed under all; the kernel tells of the one it was done through."""
@@ -251,7 +278,7 @@ class Comparer:
             there = self._look_again(other) if old is not None else None
             if old is not None and there not in (None, _UNKNOWN, old.row) and there.inode == row.inode:
                 self._index.put(other, there)
-                self._draft(Draft(Op.UPSERT, other, there))
+                self._draft(Draft(Op.UPSERT, other, there, path if self.keep_links else b""))
 
     def _renamed_from(self, path: bytes, row: Row) -> bytes | None:
         """Where this was before, if the inode is known under a name that is not its own any more."""

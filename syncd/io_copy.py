@@ -319,7 +319,7 @@ class Copy:
         disk = Disk(self.root)
         refused = frozenset(note.refused)
         try:
-            if not refused and all(change.op is Op.UPSERT for change in note.changes):
+            if not refused and all(change.op is Op.UPSERT and not change.source for change in note.changes):
                 paths = dict.fromkeys(change.path for change in note.changes)
                 found = record_upserts(self.index, disk, list(paths))
                 if found is not None:
@@ -333,7 +333,7 @@ class Copy:
                 elif change.path in refused and change.entry is not None:
                     self._put_refused(change.path, change.entry.target, change.entry.mtime_ns, drafts, disk)
                 else:
-                    self._play_upsert(change.path, drafts, disk)
+                    self._play_upsert(change.path, drafts, disk, change.source)
             for path in note.refused:
                 old = self.index.get(path)
                 if old is not None and old.row.device != REFUSED:
@@ -356,14 +356,16 @@ class Copy:
         self.index.put(change.path, row)
         drafts.append(Draft(Op.RENAME, change.path, row, change.source))
 
-    def _play_upsert(self, path: bytes, drafts: list[Draft], disk: Disk) -> None:
+    def _play_upsert(self, path: bytes, drafts: list[Draft], disk: Disk, link_of: bytes = b"") -> None:
         row = _look(disk, path)
         if row is None:
             return
         self._make_way(path, row, drafts)
         self._make_above(path, drafts, disk)
         self.index.put(path, row)
-        drafts.append(Draft(Op.UPSERT, path, row))
+        first = _look(disk, link_of) if link_of else None
+        is_link = first is not None and first.inode == row.inode
+        drafts.append(Draft(Op.UPSERT, path, row, link_of if is_link else b""))
 
     def _make_way(self, path: bytes, row: Row, drafts: list[Draft]) -> None:
         """Forget what is of another kind at `path`; told to our children too, who may have taken something below it."""

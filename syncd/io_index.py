@@ -157,6 +157,17 @@ class Index:
             found.update(row[0] for row in self._db.execute(sql, some))
         return frozenset(found)
 
+    def link_groups(self) -> Iterator[tuple[bytes, ...]]:
+        """The paths of each file that has several names here."""
+        sql = (
+            "SELECT inode, device FROM entries WHERE directory IS NULL AND inode>0 AND target=x'' "
+            "GROUP BY inode, device HAVING count(*)>1"
+        )
+        for inode, device in self._db.execute(sql).fetchall():
+            rows = self._db.execute("SELECT parent, name FROM entries WHERE inode=? AND device=?", (inode, device))
+            paths = [self._path(parent, name) for parent, name in rows.fetchall()]
+            yield tuple(path for path in paths if path is not None)
+
     def entries(self, path: bytes = b"") -> Iterator[Entry]:
         """The entry at `path` and all below it, parents first, siblings in the order of their bytes."""
         top = self.get(path)

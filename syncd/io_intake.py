@@ -15,7 +15,7 @@ from core.errors import NearpathError
 from core.io_log import get_logger
 from syncd.child_status import Activity, ChildStatus, Fetching, Totals
 from syncd.coalesce import coalesce
-from syncd.guard import DeleteLimits, Objection, Reserve, check_deletes, check_space
+from syncd.guard import DeleteLimits, Objection, RecentDeletes, Reserve, check_deletes, check_space
 from syncd.io_ahead import MAX_BYTES
 from syncd.io_copy import Copy
 from syncd.io_hooks import run_hook
@@ -106,6 +106,7 @@ class Intake:
         self.retries = Retries()
         self.totals = board.totals
         self.approved = ""
+        self._recent = RecentDeletes()
         self.size_due = False
         """the number of entries is to be counted when there is time"""
         self.is_lacking = False
@@ -185,6 +186,10 @@ class Intake:
         # How far the fetching came stays to be seen: a first sync is fetched and published in turns.
         self.board.update(activity=Activity.PUBLISHING)
         await self._work(lambda: copy.publish(steps, note))
+        if self.approved:
+            self._recent.approve()
+        else:
+            self._recent.add(time.monotonic(), plan.deleted_entries)
         self.approved = ""
         refused = dict(self.board.status.refused_paths) | dict(plan.refused)
         if refused:
@@ -212,6 +217,7 @@ class Intake:
             self.board.status.entries,
             DeleteLimits(limits.files, limits.share, limits.floor),
             self.approved,
+            self._recent.count(time.monotonic()),
         )
         if objection is not None:
             raise Held(objection)

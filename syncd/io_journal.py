@@ -26,6 +26,7 @@ MAX_AGE_S = 14 * 86_400.0
 MAX_PAGE = 50_000
 _MAX_CHILDREN = 10_000
 _MAX_CHILD_LEN = 255
+_OPS = {op.value: op for op in Op}
 
 
 class Draft(NamedTuple):
@@ -82,7 +83,7 @@ class Journal:
         """Write changes down; the sequence number of the last."""
         last = self.last()
         nothing = (None,) * len(Row._fields)
-        codes = {op: op.value for op in Op}
+        codes = {op: code for code, op in _OPS.items()}
         rows = [
             (last + i, codes[op], path, source, at_s, *(row or nothing))
             for i, (op, path, row, source) in enumerate(drafts, 1)
@@ -137,7 +138,7 @@ class Journal:
             (after, limit),
         )
         return [
-            Change(sequence, Op(op), path, to_entry(path, Row._make(row)) if row[0] is not None else None, source)
+            Change(sequence, _OPS[op], path, to_entry(path, Row._make(row)) if row[0] is not None else None, source)
             for sequence, op, path, source, *row in rows
         ]
 

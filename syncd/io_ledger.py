@@ -96,6 +96,18 @@ class Ledger:
         with self._snapshot():
             yield self._manifest
 
+    def links(self) -> list[tuple[bytes, ...]]:
+        """The names of each file that has several, as far as an answer holds them."""
+        found: list[tuple[bytes, ...]] = []
+        total = 0
+        with self._snapshot():
+            for names in self._index.link_groups():
+                total += sum(len(name) + 1 for name in names)
+                if total > wire.MAX_LINKS_BYTES:
+                    break
+                found.append(names)
+        return found
+
     def paths_below(self, path: bytes) -> list[bytes]:
         """`path` and every path below it."""
         self._index.rolled_back()

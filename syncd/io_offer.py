@@ -152,6 +152,11 @@ class Catalogue:
             return None
         return await offer.run(lambda ledger: ledger.listings(paths))
 
+    async def links(self, tree: str) -> Sequence[tuple[bytes, ...]] | None:
+        """The names of each file that has several."""
+        offer = self.offers.get(tree)
+        return await offer.run(Ledger.links) if offer is not None and offer.path() is not None else None
+
     async def path(self, tree: str) -> str | None:
         """Where what is published lies."""
         offer = self.offers.get(tree)

@@ -139,6 +139,7 @@ class Origin:
                     cross_mounts=self.tree.cross_mounts,
                     accept_root=self._accept.is_set(),
                     watch=self._choose_watch(),
+                    keep_links="hard-links" in self.tree.keep,
                 )
             except StoreBusy as error:
                 self._tell_opened(error)

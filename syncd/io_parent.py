@@ -113,6 +113,11 @@ class Parent:
             left = left[len(answer) :]
         return found
 
+    async def links(self, tree: str) -> list[tuple[bytes, ...]]:
+        """The names of each file that has several there."""
+        _, body, _ = await self._ask("GET", tree, "links", 2 * wire.MAX_LINKS_BYTES, (200,))
+        return wire.decode_links(body)
+
     async def files(
         self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True
     ) -> dict[bytes, str]:

@@ -52,6 +52,9 @@ class Source(Protocol):
     async def listings(self, tree: str, paths: Sequence[bytes]) -> Sequence[bytes | None] | None:
         """Listings of as many of `paths` as is handy, in order, at least one; None for what is no directory."""
 
+    async def links(self, tree: str) -> Sequence[tuple[bytes, ...]] | None:
+        """The names of each file that has several."""
+
     async def path(self, tree: str) -> str | None:
         """The absolute path of what is published. A symlink is followed once per stream, so a stream sees one version."""
 
@@ -116,6 +119,7 @@ class Server:
                 web.get(base + "root", self._root),
                 web.get(base + "journal", self._journal),
                 web.post(base + "listings", self._listings),
+                web.get(base + "links", self._links),
                 web.post(base + "files", self._files),
                 web.get(base + "rsync", self._rsync),
             ]
@@ -193,6 +197,11 @@ class Server:
             paths = wire.decode_ask(await _body(request, self._limits.body_s))
             frames = wire.encode_listings(_there(await self._source.listings(tree, paths), tree)[: len(paths)])
             return web.Response(body=b"".join(frames), content_type="application/octet-stream")
+
+    async def _links(self, request: web.Request) -> web.StreamResponse:
+        with self._asked(request) as (_, tree):
+            groups = _there(await self._source.links(tree), tree)
+            return web.Response(body=wire.encode_links(groups), content_type="application/octet-stream")
 
     async def _files(self, request: web.Request) -> web.StreamResponse:
         with self._asked(request) as (node, tree):

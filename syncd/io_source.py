@@ -94,12 +94,14 @@ class SourceTree:
         settle: Settle | None = None,
         accept_root: bool = False,
         watch: Literal["inotify", "fanotify"] = "inotify",
+        keep_links: bool = False,
     ) -> None:
         """SourceError when `root` is not what it was at the last run; `accept_root` takes it all the same.
 
         WatchError when `watch` cannot be had; for fanotify, `fanotify_problem` tells why beforehand.
         """
         self._root = root
+        self._keep_links = keep_links
         self._watch = watch
         self._cross_mounts = cross_mounts
         self._settle = settle or Settle()
@@ -208,6 +210,7 @@ class SourceTree:
         disk.watch = watcher.watch
         self._disk = disk
         self._comparer = Comparer(disk, self.index)
+        self._comparer.keep_links = self._keep_links
         self._comparer.quiet = not fact(self._db, "was_read")
         self._first.clear()
         self._sweep.clear()

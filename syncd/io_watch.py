@@ -42,7 +42,7 @@ from syncd.watch_tree import WatchTree
 _SYSCTL_DIR = Path("/proc/sys/fs/inotify")
 _READ_BYTES = 1 << 18
 _BURST_BYTES = 4096
-_BURST_PAUSE_S = 0.005
+_BURST_PAUSE_S = 0.01
 _FOREIGN_PAUSE_S = 0.005
 MAX_WAITING_BYTES = 64 << 20
 """About two million events of inotify, or half a million of fanotify, not looked at yet. Beyond that a rescan is cheaper,

@@ -76,7 +76,10 @@ class Op(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line of a journal. `entry` comes with UPSERT and RENAME, `source` with RENAME only."""
+    """One line of a journal. `entry` comes with UPSERT and RENAME, `source` with RENAME.
+
+    `source` with UPSERT of a file: another name of the same file (a hard link), as far as the sender knows.
+    """
 
     sequence: int
     op: Op

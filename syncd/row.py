@@ -46,21 +46,12 @@ _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: K
 
 def to_entry(path: bytes, row: Row, digest: bytes | None = None) -> Entry:
     """The model's entry of a row; ValueError for what is not replicated."""
-    kind = kind_of(row.mode)
+    mode, size, mtime_ns, ctime_ns, device, inode, target = row
+    kind = kind_of(mode)
     if kind is None:
         raise ValueError(f"{path!r} is neither a file, nor a directory, nor a symlink")
-    is_file = kind is Kind.FILE
-    return Entry(
-        path=path,
-        kind=kind,
-        mode=stat.S_IMODE(row.mode),
-        size=row.size if is_file else 0,
-        mtime_ns=row.mtime_ns,
-        target=row.target,
-        digest=digest,
-        ctime_ns=row.ctime_ns,
-        inode=(row.device, row.inode),
-    )
+    size = size if kind is Kind.FILE else 0
+    return Entry(path, kind, mode & 0o7777, size, mtime_ns, target, digest, ctime_ns, (device, inode))
 
 
 def is_same_thing(old: Row, new: Row) -> bool:

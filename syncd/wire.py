@@ -4,6 +4,7 @@
     GET  /v1/trees/TREE/journal?id=ID&after=N&wait=S  a line of JSON, then changes (change_codec); waits for one.
                                                       `published=M`: only so much is published (N when left out)
     POST /v1/trees/TREE/listings                      paths, NUL behind each; answered by framed listings
+    GET  /v1/trees/TREE/links                         names that are one file, NUL behind each and behind each group
     POST /v1/trees/TREE/files                         paths, NUL behind each; answered by framed contents of small files
     GET  /v1/trees/TREE/rsync                         101, then the stream of an rsync daemon
 
@@ -46,6 +47,8 @@ SMALL_FILE_BYTES = 64 * 1024
 MAX_FILES_ASKED = 500
 MAX_FILES_BYTES = 4 * 1024 * 1024
 """A whole answer with files, held in memory at both ends; what does not fit is asked for again."""
+MAX_LINKS_BYTES = 16 * 1024 * 1024
+"""All names of files that have several; what is beyond stays separate files at the copies."""
 MAX_SEQUENCE = 2**63 - 1
 MAX_TEXT = 1000
 _MAX_TOKEN_LEN = 512
@@ -356,6 +359,28 @@ def _decode_answer(data: bytes, at: int) -> tuple[Answer, int]:
     if mode > 0o7777 or size > min(SMALL_FILE_BYTES, len(data) - at) or mtime_ns < -MAX_SEQUENCE:
         raise MessageError("a file with a malformed frame", "the connection was cut, or the sender is broken")
     return Content(mode, mtime_ns, data[at : at + size]), at + size
+
+
+# --- hard links ---------------------------------------------------------------------------------------------------------
+
+
+def encode_links(groups: Iterable[Sequence[bytes]]) -> bytes:
+    """Names, NUL behind each, one more NUL behind each group."""
+    return b"".join([b"".join([name + b"\0" for name in group]) + b"\0" for group in groups])
+
+
+def decode_links(data: bytes) -> list[tuple[bytes, ...]]:
+    """The groups in an answer; MessageError unless each is of at least two names below a tree."""
+    if len(data) > MAX_LINKS_BYTES * 2 or (data and not data.endswith(b"\0\0")):
+        raise MessageError("an answer with links that is not of its form", "it was cut, or the other node is broken")
+    groups = [tuple(group.split(b"\0")) for group in data.split(b"\0\0")[:-1]]
+    if any(len(group) < 2 for group in groups):
+        raise MessageError("a file with fewer than two names among the links", "the other node is broken")
+    for group in groups:
+        for name in group:
+            if not _checked(name):
+                raise MessageError("a link without a name", "the other node is broken")
+    return groups
 
 
 # --- fields of what came over the network -------------------------------------------------------------------------------

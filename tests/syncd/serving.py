@@ -39,6 +39,7 @@ class FakeTree:
         self.news = asyncio.Event()
         self.blob: bytes | None = sign_root(Root("t", 1, b"h" * 32, 0, 1.0), SEED)
         self.manifest = Manifest(self.entries)
+        self.groups: list[tuple[bytes, ...]] = []
 
     def add(self, *paths: bytes) -> None:
         for path in paths:
@@ -71,6 +72,9 @@ class FakeTree:
     async def listings(self, tree: str, paths: Sequence[bytes]) -> Sequence[bytes | None] | None:
         self.asked += 1
         return [self.manifest.listing_bytes(path) for path in paths[:7]]
+
+    async def links(self, tree: str) -> Sequence[tuple[bytes, ...]] | None:
+        return self.groups
 
     async def path(self, tree: str) -> str | None:
         return str(self.disk) if tree == "t" else None

@@ -163,3 +163,23 @@ def test_pages_one_after_the_other_lead_there_too(seed: int) -> None:
             for change in coalesce(page):
                 apply(child, change)
         assert child == tree
+
+
+def link(n: int, path: bytes, source: bytes) -> Change:
+    return Change(n, Op.UPSERT, path, entry(path), source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([up(1, b"b"), link(2, b"a", b"b")], ["u b", "u b>a"]),
+        ([up(1, b"c"), link(2, b"b", b"c"), link(3, b"a", b"b")], ["u c", "u c>b", "u b>a"]),
+        ([link(1, b"a", b"old")], ["u old>a"]),
+        # Replaced after it had got the other name: the other name is of what was there before.
+        ([up(1, b"b"), link(2, b"a", b"b"), up(3, b"b", 5)], ["u a", "u b"]),
+        ([rm(1, b"x"), up(2, b"b"), link(3, b"a", b"b")], ["x x", "u b", "u b>a"]),
+        ([rm(1, b"x"), link(2, b"a", b"b"), up(3, b"b")], ["x x", "u a", "u b"]),
+    ],
+)
+def test_other_names_of_a_file_come_behind_it(changes: list[Change], expected: list[str]) -> None:
+    assert short(coalesce(changes)) == expected

@@ -9,6 +9,7 @@ import pytest
 from syncd.guard import (
     DeleteLimits,
     Objection,
+    RecentDeletes,
     Reserve,
     SourceView,
     Space,
@@ -49,7 +50,8 @@ def test_approval_covers_just_what_was_held() -> None:
     held = check_deletes("debian", [b"pool/a", b"pool/b", b"c", b"d"], 5000, 10_000, LIMITS)
     assert held is not None
     assert held.weight is Weight.HOLD
-    assert "5,000 of 10,000 entries (50%)" in held.what
+    assert "5,000 of 10,000 entries" in held.what
+    assert "50% of the tree" in held.what
     assert "'pool/a', 'pool/b', 'c' and 1 more" in held.what
     assert f"syncd approve debian {held.token}" in held.fix
     again = [b"d", b"c", b"pool/b", b"pool/a"]
@@ -58,6 +60,27 @@ def test_approval_covers_just_what_was_held() -> None:
     assert check_deletes("debian", again, 5001, 10_000, LIMITS, approved=held.token) is not None
     assert check_deletes("ubuntu", again, 5000, 10_000, LIMITS, approved=held.token) is not None
     assert check_deletes("debian", again, 5000, 10_000, LIMITS, approved="") is not None
+
+
+def test_many_small_deletes_are_held_together() -> None:
+    limits, recent = DeleteLimits(files=10, ratio=1.0, floor=0), RecentDeletes(window_s=60.0)
+    for second in range(2):
+        assert check_deletes("t", [b"a"], 4, 1000, limits, "", recent.count(second)) is None
+        recent.add(second, 4)
+    held = check_deletes("t", [b"a"], 4, 1000, limits, "", recent.count(2.0))
+    assert held is not None
+    assert "after 8 in the last minutes" in held.what
+    # The token stays good while the same is held, and what a person has looked at does not count again.
+    assert check_deletes("t", [b"a"], 4, 1000, limits, held.token, recent.count(3.0)) is None
+    recent.approve()
+    assert check_deletes("t", [b"b"], 4, 1000, limits, "", recent.count(4.0)) is None
+    recent.add(4.0, 4)
+    # And time passes.
+    assert recent.count(63.9) == 4
+    assert recent.count(64.0) == 0
+    # Without a delete there is nothing to hold.
+    recent.add(64.0, 1000)
+    assert check_deletes("t", [], 0, 10, limits, "", recent.count(64.0)) is None
 
 
 def test_tokens_do_not_run_into_each_other() -> None:

@@ -34,11 +34,13 @@ from syncd.wire import (
     decode_batch,
     decode_behind,
     decode_files,
+    decode_links,
     decode_listings,
     encode_ask,
     encode_batch,
     encode_behind,
     encode_files,
+    encode_links,
     encode_listings,
     etag,
     journal_query,
@@ -107,6 +109,7 @@ def test_hostile_bytes_raise_nothing_but_message_errors(blob: bytes, data: st.Da
         decode_batch,
         decode_behind,
         decode_ask,
+        decode_links,
         lambda b: decode_listings([b"a", b"b"], b),
         lambda b: decode_files(3, b),
     ):
@@ -134,8 +137,15 @@ def test_behind_arrives_as_it_was(cursor: Cursor, why: str) -> None:
 @given(cursors, st.floats(0, MAX_WAIT_S))
 def test_a_journal_query_arrives_as_it_was(cursor: Cursor, wait_s: float) -> None:
     found, found_s, published = parse_journal_query(journal_query(cursor, wait_s))
-    assert found == cursor
+    assert found == published == cursor
     assert found_s == pytest.approx(wait_s, abs=0.001)
+
+
+def test_a_child_that_asks_ahead_says_what_is_published() -> None:
+    after, published = Cursor(b"j" * 16, 12), Cursor(b"j" * 16, 7)
+    assert parse_journal_query(journal_query(after, 0.0, published)) == (after, 0.0, published)
+    with pytest.raises(MessageError, match="published=13 is beyond after=12"):
+        parse_journal_query(journal_query(after, 0.0, Cursor(b"j" * 16, 13)))
 
 
 def test_a_wait_is_bounded_and_defaults_are_a_child_without_a_cursor() -> None:
@@ -146,6 +156,7 @@ def test_a_wait_is_bounded_and_defaults_are_a_child_without_a_cursor() -> None:
     "query",
     [
         *({"after": value} for value in ("-1", "", "9" * 19, "1e3", "\u0663")),
+        {"after": "9", "published": "-1"},
         *({"wait": value} for value in ("nan", "-1", "inf", "1e9")),
         *({"id": value} for value in ("00", "g" * 32, "0" * 34)),
     ],
@@ -339,3 +350,16 @@ def test_urls_and_etags() -> None:
     assert tree_path("a b%ü", "root") == "/v1/trees/a%20b%25%C3%BC/root"
     assert etag(b"a") != etag(b"b")
     assert etag(b"a").startswith('"')
+
+
+@given(st.lists(st.lists(paths, min_size=2, max_size=4), max_size=5))
+def test_links_arrive_as_they_were(groups: list[list[bytes]]) -> None:
+    assert decode_links(encode_links(groups)) == [tuple(group) for group in groups]
+
+
+@pytest.mark.parametrize(
+    "data", [b"a", b"a\0", b"a\0\0", b"a\0b\0", b"\0\0", b"a\0../b\0\0", b"/a\0b\0\0", b"a\0b\0\0c\0\0"]
+)
+def test_links_that_no_parent_sends_are_refused(data: bytes) -> None:
+    with pytest.raises(MessageError):
+        decode_links(data)
