@@ -173,7 +173,7 @@ class Ladder:
         return replace(answer, body=body, origin=origin)
 
     def _prefix(self, ask: Ask, step: Step) -> str:
-        """The visible text before a kept answer (local steps put theirs before what they say themselves).
+        """The visible text before a kept or stored answer (generation puts its own before what it says).
 
         None in JSON mode, where it would break what the client reads.
         """
@@ -189,6 +189,9 @@ class Ladder:
         if isinstance(got, Abstained):
             self._metrics.passed.labels(name.label, got.why).inc()
             return None
+        if name is Step.RETRIEVAL and isinstance(got.body, bytes) and (prefix := self._prefix(run.ask, name)):
+            mark = mark_events if run.ask.stream else mark_body
+            got = replace(got, body=mark(got.body, "", name, prefix))
         return replace(got, origin=replace(got.origin, step=name, reason=run.reason))
 
     async def _step_answer(self, name: Step, ask: Ask) -> Answer | Abstained:

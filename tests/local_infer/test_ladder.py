@@ -250,6 +250,19 @@ async def test_no_visible_prefix_in_json_mode() -> None:
     assert content(await world.ladder.answer(make_ask(fields={"response_format": {"type": "text"}}))) == '[old] {"a":1}'
 
 
+async def test_a_stored_answer_gets_its_visible_prefix() -> None:
+    world = World(prefix={"retrieval": "[FAQ] "})
+    world.cut()
+    answer = await world.ladder.answer(make_ask())
+    assert answer.origin.step is Step.RETRIEVAL
+    assert content(answer).startswith("[FAQ] ")
+    plain = World()
+    plain.cut()
+    without = await plain.ladder.answer(make_ask())
+    assert content(answer) == "[FAQ] " + content(without)
+    assert read(answer)["model"] == read(without)["model"]
+
+
 async def test_what_cannot_be_marked_is_not_served() -> None:
     world = World()
     world.cut()
