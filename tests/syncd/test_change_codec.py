@@ -40,6 +40,7 @@ def test_the_format() -> None:
     for data, change in [
         (packed(), Change(1, Op.UPSERT, b"a", FILE)),
         (packed(op=b"r", source=b"b"), Change(1, Op.RENAME, b"a", FILE, b"b")),
+        (packed(source=b"b"), Change(1, Op.UPSERT, b"a", FILE, b"b")),
         (packed(digest=b"d" * 32), Change(1, Op.UPSERT, b"a", Entry(b"a", Kind.FILE, 0o644, 1, 2, digest=b"d" * 32))),
         (
             packed(kind=b"l", size=0, target=b"t"),
@@ -73,8 +74,8 @@ def test_the_format() -> None:
         packed(op=b"x", kind=b"-"),
         packed(op=b"x", kind=b"-", mode=0, size=0, mtime_ns=0, path=b""),
         packed(op=b"x", kind=b"-", mode=0, size=0, mtime_ns=0, source=b"b"),
+        packed(kind=b"d", size=0, source=b"b"),
         packed(op=b"u", kind=b"-", mode=0, size=0, mtime_ns=0),
-        packed(source=b"b"),
         packed(kind=b"b"),
         packed(mode=0o10000),
         packed(size=2**63),
