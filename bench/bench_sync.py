@@ -22,8 +22,8 @@ from bench import bench_sync_watch
 from bench.sync_load import burst_s, delete_s, latencies_ms, lsyncd, lsyncd_missing, quantile, rsync_s
 from bench.sync_nodes import TREE, Fleet, Pair, SyncNode, is_current, start_pair, wait_until
 from bench.sync_wan import wan_pair
-from syncd.io_parent import Parent
-from syncd.signed_root import public_key, verify_root
+from syncd.store.signed_root import public_key, verify_root
+from syncd.transfer.io_parent import Parent
 
 Numbers = dict[str, float | None]
 

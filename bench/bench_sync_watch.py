@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from syncd.io_source import SourceTree
+from syncd.source.io_source import SourceTree
 
 LATENCIES = 200
 BURST = 100_000

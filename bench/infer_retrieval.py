@@ -17,12 +17,12 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
-from local_infer.faq import FaqEntry
-from local_infer.io_build import build_index
-from local_infer.io_drill import PlainQueue
-from local_infer.io_retrieval import Retrieval
 from local_infer.model import Abstained, Priority, Question
-from local_infer.question import language_of
+from local_infer.retrieval.faq import FaqEntry
+from local_infer.retrieval.io_build import build_index
+from local_infer.retrieval.io_drill import PlainQueue
+from local_infer.retrieval.io_retrieval import Retrieval
+from local_infer.retrieval.question import language_of
 from tests.local_infer.distractors import make_distractors
 
 ROOT = Path(__file__).resolve().parent.parent

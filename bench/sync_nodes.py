@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from syncd.signed_root import public_key
-from syncd.wire import token_sha256
+from syncd.store.signed_root import public_key
+from syncd.transfer.wire import token_sha256
 
 TREE = "bench"
 START_S = 600.0

@@ -20,20 +20,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from syncd import io_steps, wire
-from syncd.io_index import Index
-from syncd.io_journal import Draft, Journal, Page
-from syncd.io_publish import Layout, begin, bring_whole, check_staged, finish, prepare, run, sweep
-from syncd.io_rsync import own_ids, pull_all
-from syncd.io_scan import Disk
-from syncd.io_source import SourceTree
-from syncd.io_store import close_store, open_store, transaction
 from syncd.model import Entry, Op
-from syncd.plan import make_plan
-from syncd.publish import Intent, Ranks, hold_back
-from syncd.row import to_entry
-from syncd.rsync import Connector, Options, daemon_command, daemon_config, rsh_argument
-from syncd.transfer import split
+from syncd.publish import io_steps
+from syncd.publish.io_publish import Layout, begin, bring_whole, check_staged, finish, prepare, run, sweep
+from syncd.publish.plan import make_plan
+from syncd.publish.steps import Intent, Ranks, hold_back
+from syncd.source.io_scan import Disk
+from syncd.source.io_source import SourceTree
+from syncd.source.row import to_entry
+from syncd.store.io_index import Index
+from syncd.store.io_journal import Draft, Journal, Page
+from syncd.store.io_store import close_store, open_store, transaction
+from syncd.transfer import wire
+from syncd.transfer.io_rsync import own_ids, pull_all
+from syncd.transfer.rsync import Connector, Options, daemon_command, daemon_config, rsh_argument
+from syncd.transfer.streams import split
 
 PER_DIRECTORY = 100
 WRITE = """

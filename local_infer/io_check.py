@@ -11,10 +11,10 @@ from pathlib import Path
 from core.config_infer import InferConfig, Routing, Upstream
 from core.errors import NearpathError
 from core.io_http import bind_tcp
-from local_infer.io_attempt import Broken
-from local_infer.io_build import read_index
-from local_infer.io_probing import open_link
-from local_infer.io_server import make_tls_context
+from local_infer.gateway.io_server import make_tls_context
+from local_infer.retrieval.io_build import read_index
+from local_infer.upstreams.io_attempt import Broken
+from local_infer.upstreams.io_probing import open_link
 
 Finding = tuple[bool, str, str]
 """(good, what was looked at, what was found)."""

@@ -18,11 +18,11 @@ from core.errors import NearpathError
 from core.io_config_infer import read_infer_config
 from core.io_log import get_logger, set_up_logging
 from core.io_systemd import Notifier
-from local_infer.io_build import build_command
+from local_infer.gateway.keys import KEY_BYTES, make_key
 from local_infer.io_check import check_all
 from local_infer.io_daemon import Daemon
-from local_infer.io_drill import drill_command
-from local_infer.keys import KEY_BYTES, make_key
+from local_infer.retrieval.io_build import build_command
+from local_infer.retrieval.io_drill import drill_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

@@ -14,8 +14,8 @@ from core.io_config_sync import is_signed_here, read_sync_config
 from syncd.io_cli import DEFAULT_CONFIG, ConfigFile, TreeName, app, console
 from syncd.io_daemon import key_of
 from syncd.io_hints import find_hints
-from syncd.io_signer import read_key
-from syncd.signed_root import public_key
+from syncd.store.io_signer import read_key
+from syncd.store.signed_root import public_key
 
 
 @app.command("check-config")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from core.errors import NearpathError
-from syncd.io_child import Follower
+from syncd.copy.io_child import Follower
 from syncd.io_examine import plan_now, verify_now
-from syncd.io_origin import Origin
+from syncd.source.io_origin import Origin
 
 if TYPE_CHECKING:
     from syncd.io_daemon import Daemon

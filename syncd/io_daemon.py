@@ -19,20 +19,20 @@ from core.io_http import bind_tcp, bound_address, make_health_app
 from core.io_log import get_logger
 from core.io_state import hold_state_dir
 from core.messages import ReportedStamp
-from syncd import wire
-from syncd.io_child import Follower
+from syncd.copy.io_child import Follower
 from syncd.io_control import CONTROL_SOCKET, make_control_app
-from syncd.io_lineage import Lineage
 from syncd.io_metrics import make_registry
-from syncd.io_offer import Catalogue
-from syncd.io_origin import Origin
-from syncd.io_push import Pusher
-from syncd.io_rsync import own_ids
-from syncd.io_rsync_check import check_binary
-from syncd.io_serve import Limits, Server, Serving, server_tls
 from syncd.io_snapshot import make_snapshot
 from syncd.io_stamps import Stamper
 from syncd.node_status import child_stamp, origin_stamp
+from syncd.source.io_origin import Origin
+from syncd.store.io_offer import Catalogue
+from syncd.transfer import wire
+from syncd.transfer.io_lineage import Lineage
+from syncd.transfer.io_push import Pusher
+from syncd.transfer.io_rsync import own_ids
+from syncd.transfer.io_rsync_check import check_binary
+from syncd.transfer.io_serve import Limits, Server, Serving, server_tls
 
 FIXED = ("node", "state_dir", "listen", "tls", "metrics")
 """What only a restart can change."""

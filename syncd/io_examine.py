@@ -13,18 +13,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from syncd.io_child import Follower
-from syncd.io_compare import Comparer, Depth
-from syncd.io_index import Child, Index
-from syncd.io_ledger import Ledger
-from syncd.io_parent import Parent
-from syncd.io_plain import PlainParent
-from syncd.io_scan import Disk, Trouble
-from syncd.io_store import close_store, open_store, transaction
-from syncd.manifest import Comparison, compare_as_it_is
+from syncd.copy.io_child import Follower
 from syncd.model import Change, Entry, Kind, Op
-from syncd.plan import Plan
-from syncd.wire import Behind
+from syncd.publish.plan import Plan
+from syncd.source.io_compare import Comparer, Depth
+from syncd.source.io_scan import Disk, Trouble
+from syncd.store.io_index import Child, Index
+from syncd.store.io_ledger import Ledger
+from syncd.store.io_store import close_store, open_store, transaction
+from syncd.store.manifest import Comparison, compare_as_it_is
+from syncd.transfer.io_parent import Parent
+from syncd.transfer.io_plain import PlainParent
+from syncd.transfer.wire import Behind
 
 _SLICE = 2_000
 """Directories read in one transaction."""

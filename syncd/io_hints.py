@@ -10,8 +10,8 @@ from pathlib import Path
 from core.config_sync import SyncConfig, Tree
 from core.errors import NearpathError
 from core.io_config_sync import work_directory
-from syncd.io_rsync_check import check_binary
-from syncd.io_watch import limit_problem, watch_limit
+from syncd.source.io_watch import limit_problem, watch_limit
+from syncd.transfer.io_rsync_check import check_binary
 
 MAX_COUNTED = 200_000
 """Directories that are counted to see whether the watches are enough; beyond it the count is "at least"."""

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from syncd.child_status import Activity
-from syncd.io_source import State
+from syncd.copy.child_status import Activity
+from syncd.source.io_source import State
 
 if TYPE_CHECKING:
     from syncd.io_daemon import Daemon

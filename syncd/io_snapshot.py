@@ -6,11 +6,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncd.child_status import ChildStatus
-from syncd.io_child import Follower
-from syncd.io_lineage import shown
-from syncd.io_origin import Origin
+from syncd.copy.child_status import ChildStatus
+from syncd.copy.io_child import Follower
 from syncd.node_status import is_busy, stamp_state
+from syncd.source.io_origin import Origin
+from syncd.transfer.io_lineage import shown
 
 if TYPE_CHECKING:
     from syncd.io_daemon import Daemon

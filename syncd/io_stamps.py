@@ -14,9 +14,9 @@ from core.config_sync import Appliance
 from core.errors import NearpathError
 from core.io_log import get_logger
 from core.messages import ReportedStamp, StampReport, encode
-from syncd.io_connector import client_tls
-from syncd.io_parent import read_token
-from syncd.wire import NODE_HEADER
+from syncd.transfer.io_connector import client_tls
+from syncd.transfer.io_parent import read_token
+from syncd.transfer.wire import NODE_HEADER
 
 TIMEOUT_S = 10.0
 MAX_AGAIN_S = 30.0

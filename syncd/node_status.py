@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from core.messages import MAX_AGE_S, ReportedStamp, SyncState
-from syncd.child_status import Activity, ChildStatus
-from syncd.signed_root import Root
+from syncd.copy.child_status import Activity, ChildStatus
+from syncd.store.signed_root import Root
 
 BUSY_BYTES = 256 * 1024 * 1024
 BUSY_FILES = 20_000

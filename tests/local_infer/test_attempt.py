@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from local_infer.attempt import (
+from local_infer.model import Ask, Client, Endpoint
+from local_infer.upstreams.attempt import (
     Verdict,
     body_for,
     fault_of_body,
@@ -19,7 +20,6 @@ from local_infer.attempt import (
     retry_after_s,
     without_secret,
 )
-from local_infer.model import Ask, Client, Endpoint
 
 NOW = 784_111_000.0  # 777 s before the date of RFC 9110's example
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_infer.cache_key import KEY_BYTES, keys_of, raw_digest, why_not
+from local_infer.cache.cache_key import KEY_BYTES, keys_of, raw_digest, why_not
 from local_infer.model import Endpoint
 from tests.local_infer.cache_asks import cache_config, chat, make_ask
 

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from local_infer.child_wire import (
+from local_infer.generation.child_wire import (
     MOST_BYTES,
     Cancel,
     Done,

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from core.config_infer import Breaker
-from local_infer.circuit import Budget, Circuit, CircuitState, Quantile, Ticket, Window, find_outliers, hedge_after_s
+from local_infer.upstreams.circuit import (
+    Budget,
+    Circuit,
+    CircuitState,
+    Quantile,
+    Ticket,
+    Window,
+    find_outliers,
+    hedge_after_s,
+)
 
 RULES = Breaker.model_validate(
     {"error_share": "50%", "least": 4, "window": "10s", "open_for": "5s", "open_most": "20s"}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
-from local_infer.faq import FaqEntry, read_faq
-from local_infer.question import system_context
+from local_infer.retrieval.faq import FaqEntry, read_faq
+from local_infer.retrieval.question import system_context
 
 YAML = """
 - question: 如何退款

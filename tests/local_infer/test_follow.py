@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_infer.follow import MAX_BYTES, MAX_NEXT, MAX_PLACES, Budget, Follow, Recipe
+from local_infer.cache.follow import MAX_BYTES, MAX_NEXT, MAX_PLACES, Budget, Follow, Recipe
 from local_infer.model import Endpoint
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_infer.freshness import Verdict, forward_status, hit_status, judge, refresh_due
+from local_infer.cache.freshness import Verdict, forward_status, hit_status, judge, refresh_due
 from local_infer.model import CacheWish
 from tests.local_infer.cache_asks import cache_config
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from prometheus_client import CollectorRegistry
 
-from local_infer.gateway_metrics import GatewayMetrics, Note, access_line, read_usage
+from local_infer.gateway.gateway_metrics import GatewayMetrics, Note, access_line, read_usage
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from local_infer.io_attempt import socket_options
+from local_infer.upstreams.io_attempt import socket_options
 from tests.probes.netspace import run_in_netns
 
 FAR = """
@@ -42,7 +42,7 @@ from random import Random
 from prometheus_client import CollectorRegistry
 from core.config_infer import InferConfig
 from core.io_clock import AnchoredClock
-from local_infer.io_upstreams import IoUpstreams
+from local_infer.upstreams.io_upstreams import IoUpstreams
 from local_infer.model import Ask, Client, Endpoint
 from tests.local_infer.mock_upstream import MockUpstream
 

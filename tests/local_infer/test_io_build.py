@@ -10,12 +10,12 @@ import typer
 from typer.testing import CliRunner
 
 from core.errors import ConfigError, NearpathError
-from local_infer.faq import read_faq
-from local_infer.io_build import build_command, build_index, read_files, read_index
-from local_infer.io_faq_index import FaqIndex, words_digest
-from local_infer.ngrams import code_points
-from local_infer.verdict import Look
-from local_infer.wording import read_wording
+from local_infer.retrieval.faq import read_faq
+from local_infer.retrieval.io_build import build_command, build_index, read_files, read_index
+from local_infer.retrieval.io_faq_index import FaqIndex, words_digest
+from local_infer.retrieval.ngrams import code_points
+from local_infer.retrieval.verdict import Look
+from local_infer.retrieval.wording import read_wording
 
 FAQ = b'{"question": "How do I pay?", "answer": "By card."}\n{"question": "x", "answer": "y", "tenant": "shop"}\n'
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
+from local_infer.cache.io_cache import Cache
 from local_infer.fault import Unreachable
-from local_infer.io_cache import Cache
+from local_infer.gateway.sse import DONE
 from local_infer.model import Answer, Ask, Endpoint, Kept, Step, Stream
-from local_infer.sse import DONE
 from tests.local_infer.cache_asks import (
     ScriptedClock,
     Source,

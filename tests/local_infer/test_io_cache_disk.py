@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from local_infer import io_cache_disk
-from local_infer.cache_entry import Entry
-from local_infer.io_cache_disk import DiskCache
+from local_infer.cache import io_cache_disk
+from local_infer.cache.cache_entry import Entry
+from local_infer.cache.io_cache_disk import DiskCache
 from local_infer.model import Endpoint
 from tests.local_infer.cache_asks import ScriptedClock
 

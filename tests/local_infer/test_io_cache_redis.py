@@ -16,10 +16,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from core.errors import NearpathError
-from local_infer import io_cache_redis
-from local_infer.cache_entry import Entry, pack
-from local_infer.io_cache import Cache
-from local_infer.io_cache_redis import PREFIX, RedisCache
+from local_infer.cache import io_cache_redis
+from local_infer.cache.cache_entry import Entry, pack
+from local_infer.cache.io_cache import Cache
+from local_infer.cache.io_cache_redis import PREFIX, RedisCache
 from local_infer.model import Endpoint
 from tests.local_infer.cache_asks import ScriptedClock, Source, infer_config, make_ask
 

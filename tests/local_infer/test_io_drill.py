@@ -12,10 +12,10 @@ import yaml
 from typer.testing import CliRunner
 
 from core.errors import NearpathError
-from local_infer.drill import Outcome, as_json, false_hit_share, tally
-from local_infer.forms import to_events
-from local_infer.io_drill import drill, drill_command
-from local_infer.io_recent import Recent, RecentRequest, read_recent
+from local_infer.gateway.forms import to_events
+from local_infer.retrieval.drill import Outcome, as_json, false_hit_share, tally
+from local_infer.retrieval.io_drill import drill, drill_command
+from local_infer.retrieval.io_recent import Recent, RecentRequest, read_recent
 from tests.local_infer.shelves import body_of, make_config, make_step, reply, tell
 
 FAQ: list[dict[str, object]] = [

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from core.errors import NearpathError
-from local_infer.io_embedder import Embedder, embedder_digest
-from local_infer.io_onnx import open_session
-from local_infer.vector_graph import write_vector_graph
+from local_infer.generation.io_onnx import open_session
+from local_infer.retrieval.io_embedder import Embedder, embedder_digest
+from local_infer.retrieval.vector_graph import write_vector_graph
 from tests.local_infer.tiny_embedder import SIZE, make_embedder
 
 

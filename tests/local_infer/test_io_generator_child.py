@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 
-from local_infer.child_wire import Cancel, Done, Generate, Load, Message, Piece, Reader, Ready, Refused, pack
+from local_infer.generation.child_wire import Cancel, Done, Generate, Load, Message, Piece, Reader, Ready, Refused, pack
 from tests.local_infer.tiny_model import CONTEXT, build_model
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ class Child:
     def __init__(self, folder: Path, providers: Sequence[str] = ("cpu",)) -> None:
         env = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "local_infer.io_generator_child"],
+            [sys.executable, "-m", "local_infer.generation.io_generator_child"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, env=env,
         )  # fmt: skip
         self.reader = Reader()
@@ -241,7 +241,7 @@ class Finder:
             print(name, os.environ.get("ORT_DISABLE_TELEMETRY"), flush=True)
         return None
 sys.meta_path.insert(0, Finder())
-import local_infer.io_generator_child as child
+import local_infer.generation.io_generator_child as child
 print(sorted(name for name in sys.modules if name.startswith("onnxruntime")), flush=True)
 child._load_genai()
 """

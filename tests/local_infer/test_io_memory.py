@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from local_infer.io_memory import available_bytes, read_groups, rss_bytes
+from local_infer.generation.io_memory import available_bytes, read_groups, rss_bytes
 
 MIB = 1 << 20
 

@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry
 from core.config_infer import InferConfig
 from core.errors import NearpathError
 from core.io_clock import AnchoredClock
-from local_infer import io_model_queue
 from local_infer.fault import Busy
-from local_infer.io_model_queue import LocalQueue
+from local_infer.generation import io_model_queue
+from local_infer.generation.io_model_queue import LocalQueue
+from local_infer.generation.work_queue import Held
 from local_infer.model import Priority
-from local_infer.work_queue import Held
 
 P = Priority
 FLOOR = 256 << 20

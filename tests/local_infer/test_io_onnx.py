@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import NearpathError
-from local_infer.io_onnx import open_session, pick_providers
+from local_infer.generation.io_onnx import open_session, pick_providers
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ class Finder:
             print(os.environ.get("ORT_DISABLE_TELEMETRY"), flush=True)
         return None
 sys.meta_path.insert(0, Finder())
-import local_infer.io_onnx as io_onnx
+import local_infer.generation.io_onnx as io_onnx
 print("onnxruntime" in sys.modules, flush=True)
 io_onnx.load_onnxruntime()
 """

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from core.errors import NearpathError
-from local_infer import io_verified
-from local_infer.forms import to_events, to_whole
-from local_infer.io_retrieval import Retrieval
+from local_infer.gateway.forms import to_events, to_whole
 from local_infer.model import Answer, Origin, Priority, Step
+from local_infer.retrieval import io_verified
+from local_infer.retrieval.io_retrieval import Retrieval
 from tests.local_infer.shelves import NOW, answer_to, ask_for, body_of, make_config, make_step, reply, tell
 from tests.local_infer.tiny_embedder import make_embedder
 

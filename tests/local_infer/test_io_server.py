@@ -20,9 +20,9 @@ from core.config_infer import InferConfig
 from core.errors import NearpathError
 from core.io_clock import AnchoredClock
 from local_infer.fault import UNAVAILABLE, ApiError
-from local_infer.io_server import Gateway, Parts
+from local_infer.gateway.io_server import Gateway, Parts
+from local_infer.gateway.sse import DONE
 from local_infer.model import Answer, Ask, ModelCard, Origin, Step, Stream
-from local_infer.sse import DONE
 from tests.local_infer.certificate import make_certificate
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "你好"}]}

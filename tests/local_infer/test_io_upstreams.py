@@ -21,10 +21,10 @@ from core.config_infer import InferConfig
 from core.errors import NearpathError
 from core.io_clock import AnchoredClock
 from local_infer.fault import Unreachable
-from local_infer.io_probing import read_list
-from local_infer.io_upstreams import IoUpstreams
+from local_infer.gateway.sse import DONE, data_of, split_events
 from local_infer.model import Answer, Ask, Client, Endpoint, ModelCard, Step
-from local_infer.sse import DONE, data_of, split_events
+from local_infer.upstreams.io_probing import read_list
+from local_infer.upstreams.io_upstreams import IoUpstreams
 from tests.local_infer.certificate import make_certificate
 from tests.local_infer.mock_upstream import TEXT, MockUpstream, Reply, error_body
 

@@ -13,11 +13,11 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from local_infer import io_warmup
+from local_infer.cache import io_warmup
+from local_infer.cache.io_cache import Cache
+from local_infer.cache.io_warmup import ANONYMOUS_TENANT, read_lines, tenants_of
 from local_infer.fault import Unreachable
-from local_infer.io_cache import Cache
-from local_infer.io_warmup import ANONYMOUS_TENANT, read_lines, tenants_of
-from local_infer.keys import Keys
+from local_infer.gateway.keys import Keys
 from local_infer.model import Answer, Ask, Endpoint
 from tests.local_infer.cache_asks import ScriptedClock, Source, chat, infer_config, make_ask
 

@@ -9,7 +9,7 @@ import pytest
 
 from core.config_infer import InferConfig
 from local_infer.fault import ApiError
-from local_infer.keys import KEY_BYTES, Caller, Keys, make_key
+from local_infer.gateway.keys import KEY_BYTES, Caller, Keys, make_key
 from local_infer.model import Priority
 
 

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 from core.config_infer import InferConfig
 from core.errors import NearpathError
 from local_infer.fault import ApiError, Busy, Unreachable
-from local_infer.forms import to_events, write_answer
-from local_infer.ladder import MOST_SHADOWS, Ladder
+from local_infer.gateway.forms import to_events, write_answer
+from local_infer.ladder.steps import MOST_SHADOWS, Ladder
 from local_infer.model import (
     Abstained,
     Age,

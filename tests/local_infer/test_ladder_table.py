@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from local_infer.ladder_table import TABLE, Move, allowed_steps, plan
+from local_infer.ladder.ladder_table import TABLE, Move, allowed_steps, plan
 from local_infer.model import Age, Ask, CacheWish, Client, Endpoint, Step
 
 ALL = frozenset(Step)

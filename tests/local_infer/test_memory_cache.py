@@ -9,8 +9,8 @@ from collections import OrderedDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_infer.cache_entry import OVERHEAD_BYTES, Entry
-from local_infer.memory_cache import KeyFilter, MemoryCache
+from local_infer.cache.cache_entry import OVERHEAD_BYTES, Entry
+from local_infer.cache.memory_cache import KeyFilter, MemoryCache
 from local_infer.model import Endpoint
 from tests.local_infer.cache_asks import cache_config
 

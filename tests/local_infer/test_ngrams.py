@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_infer import ngram_graph
-from local_infer.io_onnx import open_session
-from local_infer.ngram_graph import write_graph
-from local_infer.ngrams import BUCKETS, code_points, hash_grams, index_questions, normalise, score_rows, weigh
+from local_infer.generation.io_onnx import open_session
+from local_infer.retrieval import ngram_graph
+from local_infer.retrieval.ngram_graph import write_graph
+from local_infer.retrieval.ngrams import BUCKETS, code_points, hash_grams, index_questions, normalise, score_rows, weigh
 from tests.local_infer.distractors import make_distractors
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from local_infer.io_onnx import open_session
+from local_infer.generation.io_onnx import open_session
 from local_infer.model import Abstained
-from local_infer.ngram_graph import INPUT, write_graph
-from local_infer.ngrams import code_points, index_questions
-from local_infer.question import language_of
-from local_infer.verdict import Found, choose
-from local_infer.wording import read_wording
+from local_infer.retrieval.ngram_graph import INPUT, write_graph
+from local_infer.retrieval.ngrams import code_points, index_questions
+from local_infer.retrieval.question import language_of
+from local_infer.retrieval.verdict import Found, choose
+from local_infer.retrieval.wording import read_wording
 from tests.local_infer.distractors import make_distractors
 
 DATA = Path(__file__).parent / "data"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from core.config_infer import Generation
+from local_infer.generation.prompt import MOST_CHARACTERS, Prompt, read_prompt
 from local_infer.model import Abstained, Ask, Client, Endpoint
-from local_infer.prompt import MOST_CHARACTERS, Prompt, read_prompt
 
 CONFIG = Generation(model="m", max_tokens=100)
 USER = [{"role": "user", "content": "如何关闭?"}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from local_infer.proof import LOWEST, STEP_UP, Proof, compare_answers, is_trusted, threshold_of
+from local_infer.retrieval.proof import LOWEST, STEP_UP, Proof, compare_answers, is_trusted, threshold_of
 
 
 def learned(*steps: tuple[float, str]) -> Proof:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from local_infer.model import Abstained, Ask, Client, Endpoint, Question
-from local_infer.question import context_of, language_of, question_of, system_context
+from local_infer.retrieval.question import context_of, language_of, question_of, system_context
 
 HELLO = {"role": "user", "content": "如何退款"}
 

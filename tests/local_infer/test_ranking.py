@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.config_infer import InferConfig
-from local_infer.attempt import Failure
-from local_infer.ranking import MAX_LANES, Choice, Member, Ranking
+from local_infer.upstreams.attempt import Failure
+from local_infer.upstreams.ranking import MAX_LANES, Choice, Member, Ranking
 
 LANE = ("m", "stream")
 T0 = 1000.0

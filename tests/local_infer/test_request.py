@@ -9,8 +9,8 @@ import pytest
 from multidict import CIMultiDict
 
 from local_infer.fault import ApiError
+from local_infer.gateway.request import MAX_DEPTH, parse_body, read_ask, read_cache_wish
 from local_infer.model import CacheWish, Client, Endpoint, Step
-from local_infer.request import MAX_DEPTH, parse_body, read_ask, read_cache_wish
 
 CLIENT = Client("web", "web")
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "你好"}]}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from local_infer.gateway.sse import DONE, data_of, split_events, write_event
 from local_infer.model import Ask, Client, Endpoint
-from local_infer.resume import MAX_TEXT_CHARS, Sofar, continuation, ending, join, may_resume
-from local_infer.sse import DONE, data_of, split_events, write_event
+from local_infer.upstreams.resume import MAX_TEXT_CHARS, Sofar, continuation, ending, join, may_resume
 
 
 def ask(endpoint: Endpoint = Endpoint.CHAT, **fields: Any) -> Ask:

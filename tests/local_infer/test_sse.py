@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from local_infer.sse import (
+from local_infer.gateway.sse import (
     DONE,
     MAX_EVENT_BYTES,
     Overlong,

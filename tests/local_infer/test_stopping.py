@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_infer.stopping import LONGEST_STOP, MOST_STOPS, Stopper
+from local_infer.generation.stopping import LONGEST_STOP, MOST_STOPS, Stopper
 
 
 def run(stops: list[str], pieces: list[str]) -> tuple[str, bool]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from local_infer.model import Abstained
-from local_infer.verdict import Found, choose
-from local_infer.wording import read_wording
+from local_infer.retrieval.verdict import Found, choose
+from local_infer.retrieval.wording import read_wording
 
 ASKED = read_wording("How do I cancel my order?")
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_infer import antonyms
-from local_infer.vetoes import find_veto
-from local_infer.wording import read_wording, stem
+from local_infer.retrieval import antonyms
+from local_infer.retrieval.vetoes import find_veto
+from local_infer.retrieval.wording import read_wording, stem
 
 
 @pytest.mark.parametrize(

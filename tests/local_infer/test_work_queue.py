@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+from local_infer.generation.work_queue import Held, WorkQueue, batch_size, may_load, to_unload
 from local_infer.model import Priority
-from local_infer.work_queue import Held, WorkQueue, batch_size, may_load, to_unload
 
 P = Priority
 

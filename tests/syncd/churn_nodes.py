@@ -25,7 +25,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from syncd.publish import stays_inside
+from syncd.publish.steps import stays_inside
 from tests.syncd.churn import Churn
 from tests.syncd.cutter import Cutter
 from tests.syncd.nodes import ROOT, Node, differences, running

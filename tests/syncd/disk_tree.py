@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from syncd.model import Entry, Kind
-from syncd.publish import Do, Step
+from syncd.publish.steps import Do, Step
 from tests.syncd.tree_model import Tree
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from syncd.publish import stays_inside
-from syncd.signed_root import public_key
+from syncd.publish.steps import stays_inside
+from syncd.store.signed_root import public_key
 from tests.syncd.nodes import Node
 
 SEED = bytes(range(32))

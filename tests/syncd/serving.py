@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from core.io_http import bind_tcp, bound_address
-from syncd import wire
-from syncd.io_parent import Parent
-from syncd.io_serve import Limits, Server, Serving, server_tls
-from syncd.manifest import Manifest
 from syncd.model import Change, Entry, Kind, Op
-from syncd.plan import Fetch
-from syncd.signed_root import Root, sign_root
+from syncd.publish.plan import Fetch
+from syncd.store.manifest import Manifest
+from syncd.store.signed_root import Root, sign_root
+from syncd.transfer import wire
+from syncd.transfer.io_parent import Parent
+from syncd.transfer.io_serve import Limits, Server, Serving, server_tls
 
 TOKEN = "right-token"
 ID = b"j" * 16

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from syncd.io_source import SourceTree
+from syncd.source.io_source import SourceTree
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from syncd import wire
-from syncd.io_accept import Door, DoorLimits, address_of
-from syncd.io_parent import ParentError, ParentRefuses
-from syncd.io_serve import Limits
+from syncd.transfer import wire
+from syncd.transfer.io_accept import Door, DoorLimits, address_of
+from syncd.transfer.io_parent import ParentError, ParentRefuses
+from syncd.transfer.io_serve import Limits
 from tests.syncd.serving import ID, Site, make_certificate, served, until
 
 SOON = DoorLimits(head_s=0.2)

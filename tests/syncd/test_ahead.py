@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from core.config_sync import Tree
-from syncd.io_ahead import WORTH, Ahead, Page
-from syncd.io_copy import Copy
-from syncd.io_parent import ParentError
+from syncd.copy.io_ahead import WORTH, Ahead, Page
+from syncd.copy.io_copy import Copy
 from syncd.model import Change, Entry, Kind, Op
-from syncd.wire import Batch, Behind, Cursor
+from syncd.transfer.io_parent import ParentError
+from syncd.transfer.wire import Batch, Behind, Cursor
 
 ID = b"j" * 16
 

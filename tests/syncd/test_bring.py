@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from syncd.io_below import remove_all
-from syncd.io_publish import Layout, begin, bring_whole, finish, pending, prepare, run
 from syncd.model import Entry, Kind
-from syncd.publish import Do, Intent, PublishError, Ranks, Step, decode_intent, encode_intent
+from syncd.publish.io_below import remove_all
+from syncd.publish.io_publish import Layout, begin, bring_whole, finish, pending, prepare, run
+from syncd.publish.steps import Do, Intent, PublishError, Ranks, Step, decode_intent, encode_intent
 from tests.syncd.disk_tree import killed_at
 from tests.syncd.test_publish_disk import Case, needs_root
 

@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from core.errors import MessageError
-from syncd.change_codec import pack_changes, unpack_changes
 from syncd.model import Change, Entry, Kind, Op
+from syncd.transfer.change_codec import pack_changes, unpack_changes
 
 HEAD = struct.Struct(">cQccHQqHHHB")
 

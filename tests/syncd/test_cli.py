@@ -223,8 +223,8 @@ def test_trust_takes_an_older_root(tiers: Tiers) -> None:
 
 def _sign_ahead(copy: Node, origin: Node) -> None:
     """Make the copy remember a root of the origin's key with a version of the year 2100."""
-    from syncd.io_store import close_store, open_store, set_fact
-    from syncd.signed_root import Root, sign_root
+    from syncd.store.io_store import close_store, open_store, set_fact
+    from syncd.store.signed_root import Root, sign_root
 
     seed = bytes.fromhex((origin.home / "state/keys/t.key").read_text().strip())
     db = open_store(copy.home / "state/trees/t.db")

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from syncd.coalesce import coalesce
 from syncd.model import Change, Entry, Kind, Op
+from syncd.store.coalesce import coalesce
 
 Tree = dict[bytes, Entry]
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.fanotify import (
+from syncd.source.fanotify import (
     ATTRIB,
     CLOSE_WRITE,
     CREATE,
@@ -34,9 +34,9 @@ from syncd.fanotify import (
     number_of,
     tells_of,
 )
-from syncd.io_fanotify import Fanotify, fanotify_problem
-from syncd.io_source import SourceTree
-from syncd.io_watch import News, Watcher, WatchError
+from syncd.source.io_fanotify import Fanotify, fanotify_problem
+from syncd.source.io_source import SourceTree
+from syncd.source.io_watch import News, Watcher, WatchError
 from tests.syncd import test_source as scenarios
 from tests.syncd.churn import scan
 from tests.syncd.test_source import Start, indexed, settle, told, write

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from syncd.guard import (
+from syncd.model import Entry, Kind
+from syncd.publish.guard import (
     DeleteLimits,
     Objection,
     RecentDeletes,
@@ -24,7 +25,6 @@ from syncd.guard import (
     is_settled,
     size_text,
 )
-from syncd.model import Entry, Kind
 
 LIMITS = DeleteLimits(files=1000, ratio=0.25, floor=10)
 

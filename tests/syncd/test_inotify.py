@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.inotify import (
+from syncd.source.inotify import (
     CREATE,
     IGNORED,
     ISDIR,

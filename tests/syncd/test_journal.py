@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from syncd.io_index import Index
-from syncd.io_journal import CompareManifests, Draft, Journal, Page
-from syncd.io_store import StoreError, close_store, open_store, transaction
 from syncd.model import Kind, Op
-from syncd.row import Row
+from syncd.source.row import Row
+from syncd.store.io_index import Index
+from syncd.store.io_journal import CompareManifests, Draft, Journal, Page
+from syncd.store.io_store import StoreError, close_store, open_store, transaction
 
 DIRECTORY = Row(stat.S_IFDIR | 0o755, 0, 0, 0, 0, 1, b"")
 
@@ -205,9 +205,9 @@ def test_a_digest_holds_only_for_the_content_that_was_read(db: sqlite3.Connectio
 WRITER = """
 import sys
 from pathlib import Path
-from syncd.io_index import Index
-from syncd.io_journal import Draft, Journal
-from syncd.io_store import open_store, transaction
+from syncd.store.io_index import Index
+from syncd.store.io_journal import Draft, Journal
+from syncd.store.io_store import open_store, transaction
 from syncd.model import Op
 from tests.syncd.test_journal import DIRECTORY, file
 db = open_store(Path(sys.argv[1]))

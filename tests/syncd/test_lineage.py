@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from syncd.lineage import DWELL_S, FIRST_REST_S, GAIN_S, MAX_REST_S, STALE_S, Choice, Standing
+from syncd.transfer.lineage import DWELL_S, FIRST_REST_S, GAIN_S, MAX_REST_S, STALE_S, Choice, Standing
 
 NAMES = ["near", "far", "third"]
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from syncd.manifest import (
+from syncd.model import Change, Entry, Kind, Op, PathError
+from syncd.store.manifest import (
     EMPTY,
     Leaf,
     Manifest,
@@ -18,8 +19,7 @@ from syncd.manifest import (
     encode_listing,
     listing_hash,
 )
-from syncd.model import Change, Entry, Kind, Op, PathError
-from syncd.signed_root import SIGNATURE_BYTES, Root, canonical, public_key, sign_root, verify_root
+from syncd.store.signed_root import SIGNATURE_BYTES, Root, canonical, public_key, sign_root, verify_root
 from tests.syncd.tree_model import Tree
 
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError
-from syncd.plain import look_arguments, parse_look, transport_of
-from syncd.rsync import Rsyncd, Ssh
+from syncd.transfer.plain import look_arguments, parse_look, transport_of
+from syncd.transfer.rsync import Rsyncd, Ssh
 from tests.syncd.nodes import Node, differences, free_port, running
 
 # --- what a dry run says ------------------------------------------------------------------------------------------------

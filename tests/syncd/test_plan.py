@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from syncd.coalesce import coalesce
 from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError
-from syncd.plan import Plan, make_plan
-from syncd.publish import Do, Ranks, Step
+from syncd.publish.plan import Plan, make_plan
+from syncd.publish.steps import Do, Ranks, Step
+from syncd.store.coalesce import coalesce
 from tests.syncd.tree_model import Tree, do_steps
 
 NO_INDEXES = Ranks([])

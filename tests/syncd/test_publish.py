@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import NearpathError
 from syncd.model import Change, Entry, Kind, Op
-from syncd.publish import (
+from syncd.publish.steps import (
     Do,
     Intent,
     PublishError,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from syncd.io_below import remove_all
-from syncd.io_publish import Layout, begin, check_staged, clear_stage, finish, pending, prepare, run, sweep
-from syncd.io_version import Versions, adopt, finish_version, publish_version
 from syncd.model import Change, Entry, Kind, Op
-from syncd.plan import Plan, make_plan
-from syncd.publish import Intent, Ranks
+from syncd.publish.io_below import remove_all
+from syncd.publish.io_publish import Layout, begin, check_staged, clear_stage, finish, pending, prepare, run, sweep
+from syncd.publish.io_version import Versions, adopt, finish_version, publish_version
+from syncd.publish.plan import Plan, make_plan
+from syncd.publish.steps import Intent, Ranks
 from tests.syncd.disk_tree import killed_at, read_tree, stage_files, write_tree
 from tests.syncd.tree_model import Tree
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from syncd.io_below import Below, remove_all
-from syncd.io_publish import (
+from syncd.model import UNTOLD, Entry, Kind
+from syncd.publish.io_below import Below, remove_all
+from syncd.publish.io_publish import (
     BOOT_ID,
     DiskFull,
     Layout,
@@ -25,9 +26,8 @@ from syncd.io_publish import (
     run,
     sweep,
 )
-from syncd.io_version import Versions, adopt, current, expire, finish_version, publish_version, roll_back
-from syncd.model import UNTOLD, Entry, Kind
-from syncd.publish import Do, Intent, PublishError, Step
+from syncd.publish.io_version import Versions, adopt, current, expire, finish_version, publish_version, roll_back
+from syncd.publish.steps import Do, Intent, PublishError, Step
 from tests.syncd.disk_tree import killed_at
 
 

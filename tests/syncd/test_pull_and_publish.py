@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from syncd.io_publish import Layout, begin, check_staged, finish, prepare, run
-from syncd.io_rsync import own_ids, pull_all
-from syncd.plan import make_plan
-from syncd.publish import Intent, Ranks, hold_back
-from syncd.rsync import Connector, Options, Verdict, daemon_command, daemon_config, rsh_argument
-from syncd.transfer import split
+from syncd.publish.io_publish import Layout, begin, check_staged, finish, prepare, run
+from syncd.publish.plan import make_plan
+from syncd.publish.steps import Intent, Ranks, hold_back
+from syncd.transfer.io_rsync import own_ids, pull_all
+from syncd.transfer.rsync import Connector, Options, Verdict, daemon_command, daemon_config, rsh_argument
+from syncd.transfer.streams import split
 from tests.syncd.disk_tree import write_tree
 from tests.syncd.tree_model import Tree
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from syncd.io_index import Index
-from syncd.io_record import record_upserts
-from syncd.io_scan import Disk
-from syncd.io_store import close_store, open_store, transaction
-from syncd.row import Row
+from syncd.copy.io_record import record_upserts
+from syncd.source.io_scan import Disk
+from syncd.source.row import Row
+from syncd.store.io_index import Index
+from syncd.store.io_store import close_store, open_store, transaction
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 from core.errors import NearpathError
 from syncd.model import Entry, Kind
-from syncd.plan import Fetch
-from syncd.rsync import (
+from syncd.publish.plan import Fetch
+from syncd.transfer.rsync import (
     EXIT_CODES,
     Arrived,
     Connector,
@@ -33,7 +33,7 @@ from syncd.rsync import (
     rsh_argument,
     unescape,
 )
-from syncd.transfer import MAX_BATCH_FILES, Retries, Window, limit_at, share, split
+from syncd.transfer.streams import MAX_BATCH_FILES, Retries, Window, limit_at, share, split
 
 CONNECTOR = Connector(("syncd", "connect", "--tree", "debian"), "debian")
 

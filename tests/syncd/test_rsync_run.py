@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from syncd.io_rsync import own_ids, pull, pull_all, push
-from syncd.io_rsync_check import check_binary
 from syncd.model import Entry, Kind
-from syncd.plan import Fetch
-from syncd.rsync import (
+from syncd.publish.plan import Fetch
+from syncd.transfer.io_rsync import own_ids, pull, pull_all, push
+from syncd.transfer.io_rsync_check import check_binary
+from syncd.transfer.rsync import (
     Arrived,
     Connector,
     Options,
@@ -29,7 +29,7 @@ from syncd.rsync import (
     daemon_config,
     rsh_argument,
 )
-from syncd.transfer import split
+from syncd.transfer.streams import split
 
 pytestmark = pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root: to serve as another user, or to mount")

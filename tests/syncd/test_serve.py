@@ -18,16 +18,16 @@ import pytest
 
 from core.errors import MessageError
 from core.io_http import bind_tcp, bound_address
-from syncd import wire
-from syncd.io_connector import ConnectorError, parse_arguments, split_url
-from syncd.io_parent import Parent, ParentError, ParentRefuses
-from syncd.io_rsync import pull, pull_all
-from syncd.io_serve import Limits, Serving, server_tls
-from syncd.manifest import Manifest, compare
 from syncd.model import Change, Kind
-from syncd.plan import Fetch
-from syncd.rsync import Connector, Options, Verdict, rsh_argument
-from syncd.signed_root import Root, public_key, sign_root, verify_root
+from syncd.publish.plan import Fetch
+from syncd.store.manifest import Manifest, compare
+from syncd.store.signed_root import Root, public_key, sign_root, verify_root
+from syncd.transfer import wire
+from syncd.transfer.io_connector import ConnectorError, parse_arguments, split_url
+from syncd.transfer.io_parent import Parent, ParentError, ParentRefuses
+from syncd.transfer.io_rsync import pull, pull_all
+from syncd.transfer.io_serve import Limits, Serving, server_tls
+from syncd.transfer.rsync import Connector, Options, Verdict, rsh_argument
 from tests.syncd.serving import ID, SEED, TOKEN, Site, entry_of, make_certificate, served, until
 
 needs_rsync = pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
@@ -434,6 +434,8 @@ def test_urls_of_parents() -> None:
 
 
 def test_the_connector_and_the_server_mean_the_same_upgrade() -> None:
-    script = "import sys, syncd.io_connector as c; print(c._UPGRADE, {'asyncio', 'dataclasses'} & {*sys.modules})"
+    script = (
+        "import sys, syncd.transfer.io_connector as c; print(c._UPGRADE, {'asyncio', 'dataclasses'} & {*sys.modules})"
+    )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
     assert said == f"{wire.UPGRADE} set()\n"  # and it stays light: it starts once per batch

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from syncd.settle import Settle
+from syncd.source.settle import Settle
 
 
 def test_a_path_comes_out_once_it_is_quiet() -> None:

@@ -17,17 +17,17 @@ from pathlib import Path
 import pytest
 
 from core.io_http import bind_tcp, bound_address
-from syncd import io_parent, io_serve, wire
-from syncd.io_parent import Parent, ParentError, ParentRefuses
-from syncd.io_publish import DiskFull, Layout, check_staged
-from syncd.io_serve import Serving
-from syncd.io_small import CHANGED, NO_FILE, UNREADABLE, VANISHED, is_excluded, read_files, stage_files
 from syncd.model import Entry, Kind
-from syncd.plan import Fetch
-from syncd.publish import Do, PublishError, Step
-from syncd.rsync import Options
-from syncd.small import DELTA_BYTES, divide
-from syncd.wire import SMALL_FILE_BYTES, Content, Lack, Linked, decode_files
+from syncd.publish.io_publish import DiskFull, Layout, check_staged
+from syncd.publish.plan import Fetch
+from syncd.publish.steps import Do, PublishError, Step
+from syncd.transfer import io_parent, io_serve, wire
+from syncd.transfer.io_parent import Parent, ParentError, ParentRefuses
+from syncd.transfer.io_serve import Serving
+from syncd.transfer.io_small import CHANGED, NO_FILE, UNREADABLE, VANISHED, is_excluded, read_files, stage_files
+from syncd.transfer.rsync import Options
+from syncd.transfer.small import DELTA_BYTES, divide
+from syncd.transfer.wire import SMALL_FILE_BYTES, Content, Lack, Linked, decode_files
 from tests.syncd.serving import TOKEN, Site, make_certificate, served
 
 # --- which ------------------------------------------------------------------------------------------------------------

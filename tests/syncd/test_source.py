@@ -17,12 +17,12 @@ from typing import Protocol
 
 import pytest
 
-from syncd import io_scan, io_source, io_watch
-from syncd.io_journal import Page
-from syncd.io_source import SourceError, SourceTree, State
-from syncd.io_store import StoreBusy
 from syncd.model import Change, Op
-from syncd.row import RACY_NS
+from syncd.source import io_scan, io_source, io_watch
+from syncd.source.io_source import SourceError, SourceTree, State
+from syncd.source.row import RACY_NS
+from syncd.store.io_journal import Page
+from syncd.store.io_store import StoreBusy
 from tests.syncd.churn import Churn, Seen, scan
 
 HERE = Path(__file__).parent
@@ -435,7 +435,7 @@ def test_trouble_in_looking_deletes_nothing(root: bytes, start: Start, monkeypat
             raise OSError(5, "Input/output error")
         return real(path, flags, *args, dir_fd=dir_fd, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("syncd.io_scan.os.open", fail)
+    monkeypatch.setattr("syncd.source.io_scan.os.open", fail)
     source = start()
     at = source.status.sequence
     write(root, b"d/new")

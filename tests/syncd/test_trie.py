@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.trie import DirtyTrie
+from syncd.source.trie import DirtyTrie
 
 PATHS = st.lists(st.sampled_from([b"a", b"b", b"\n", b"-x"]), max_size=4).map(b"/".join)
 STEPS = st.lists(

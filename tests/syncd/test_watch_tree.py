@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.watch_tree import WatchTree
+from syncd.source.watch_tree import WatchTree
 
 
 def tree_of(*places: tuple[int, int, bytes]) -> WatchTree:

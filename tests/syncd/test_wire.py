@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import MessageError
-from syncd.manifest import MAX_ASKED
 from syncd.model import Change, Entry, Kind, Op
-from syncd.wire import (
+from syncd.store.manifest import MAX_ASKED
+from syncd.transfer.wire import (
     MAX_BATCH_BYTES,
     MAX_FILES_ASKED,
     MAX_FILES_BYTES,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from syncd.model import UNTOLD, Change, Entry, Kind, Op
-from syncd.publish import Do, Step
+from syncd.publish.steps import Do, Step
 
 NAMES = [b"a", b"b", b"c", b"dd", b"\xff", b"-x", b"new\nline"]
 LATER_NS = 1_000_000

@@ -417,7 +417,7 @@ def test_mirror_goes_on_after_kill_9(box: Container) -> None:
 
 def test_mirror_with_fanotify(box: Container) -> None:
     """With the drop-in that the unit itself shows in a comment."""
-    probe = "from syncd.io_fanotify import fanotify_problem; print(fanotify_problem(b'/srv'))"
+    probe = "from syncd.source.io_fanotify import fanotify_problem; print(fanotify_problem(b'/srv'))"
     # As a unit of the container, behind nspawn's own filter of system calls.
     probed = box.do("systemd-run", "--wait", "--pipe", "-q", "/opt/nearpath/bin/python", "-c", probe)
     assert probed.returncode == 0, probed.stderr

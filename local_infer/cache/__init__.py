@@ -1,0 +1,1 @@
+"""Answers kept: exact keys, freshness, memory and disk, one flight for equal requests."""

@@ -1,0 +1,1 @@
+"""The OpenAI API towards clients: requests, answers, errors, keys, limits."""

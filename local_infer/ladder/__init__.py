@@ -1,0 +1,1 @@
+"""Which step answers, and how the answer says so."""

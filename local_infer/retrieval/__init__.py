@@ -1,0 +1,1 @@
+"""Stored answers found again: the n-gram graph, its vetoes, and proof before use."""

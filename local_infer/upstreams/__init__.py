@@ -1,0 +1,1 @@
+"""Where answers come from: which upstream, how often, and what its failures mean."""

@@ -1,0 +1,452 @@
+"""One request to one upstream: connections by aiohttp, and reading a response up to where its answer has begun.
+
+What goes wrong is told in fixed words only (`Failure.reason`): messages of exceptions may hold addresses, and requests hold
+credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import errno
+import os
+import socket
+import ssl
+import stat
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from yarl import URL
+
+from core.config_infer import Routing, Upstream
+from core.errors import NearpathError
+from core.io_log import get_logger
+from local_infer.gateway.sse import Overlong, Splitter, data_of, split_events
+from local_infer.model import Ask
+from local_infer.upstreams.attempt import (
+    MAX_ANSWER_BYTES,
+    MAX_ERROR_BYTES,
+    SMALL_ANSWER_BYTES,
+    Failure,
+    Verdict,
+    fault_of_body,
+    fault_of_event,
+    find_strange,
+    has_data,
+    is_event_stream,
+    judge,
+    reason_of,
+    retry_after_s,
+    without_secret,
+)
+
+log = get_logger("upstreams")
+
+_MAX_KEY_BYTES = 4096
+_READ_BYTES = 1 << 16
+
+_STALE_WITHIN_S = 1.0
+"""A kept connection that the peer had closed answers a request with a reset after one RTT; later it is a crash."""
+
+
+class AttemptFailed(Exception):
+    """An attempt gave no answer; nothing was sent to the client."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class Broken(Exception):
+    """The connection or the response broke; `reason` as in `Failure`."""
+
+    def __init__(self, reason: str, *, stale: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.stale = stale
+
+
+class Reply(Protocol):
+    """A response whose headers have come. `sent_s` (monotonic) is when a connection was there for the request."""
+
+    status: int
+    headers: Mapping[str, str]
+    sent_s: float
+    reused: bool
+
+    def wait_at_most(self, pause_s: float) -> None:
+        """From now on a pause longer than this breaks the response."""
+        ...
+
+    async def read(self) -> bytes:
+        """The next bytes; empty at the proper end. Raises Broken."""
+        ...
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the end has come, so that the connection can be used again."""
+        ...
+
+    async def close(self) -> None:
+        """Give the response up; what was not read is cancelled. Harmless at the end."""
+        ...
+
+
+class Transport(Protocol):
+    """The connections to one upstream."""
+
+    async def send(
+        self, method: str, path: str, body: bytes, accept: str, request_id: str, connect_s: float, read_s: float
+    ) -> Reply:
+        """Send a request, wait for the headers of the response (`read_s` at most between bytes). Raises Broken."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+@dataclass(slots=True)
+class Begun:
+    """An answer that has begun: whole in `body`, or a stream with its first events in `first`.
+
+    `headers` are all of the upstream's. `sample`: the time is a measure of the upstream, not of the answer's length.
+    While a stream goes on, `ended` tells that `[DONE]` has come, and `reason` why it broke.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    ttfb_s: float
+    sample: bool
+    body: bytes | None
+    first: bytes = b""
+    splitter: Splitter | None = None
+    reply: Reply | None = None
+    ended: bool = False
+    reason: str = ""
+
+
+async def begin(
+    transport: Transport,
+    ask: Ask,
+    body: bytes,
+    connect_s: float,
+    begin_s: float,
+    secret: bytes,
+    clock: Callable[[], float],
+) -> Begun:
+    """Send `body` and read until the answer has begun, `begin_s` at most. Raises AttemptFailed; cancelling closes all."""
+    accept = "text/event-stream" if ask.stream else "application/json"
+    reply: Reply | None = None
+    kept = False
+    try:
+        async with asyncio.timeout(begin_s):
+            reply = await transport.send("POST", ask.endpoint.value, body, accept, ask.id, connect_s, begin_s)
+            begun = await _begin(reply, ask, secret, clock)
+            kept = begun.reply is not None
+            return begun
+    except TimeoutError:
+        raise AttemptFailed(Failure("timeout")) from None
+    except Broken as broken:
+        raise AttemptFailed(Failure(broken.reason, stale_connection=broken.stale)) from None
+    except Overlong:
+        raise AttemptFailed(Failure("too long")) from None
+    finally:
+        if reply is not None and not kept:
+            await reply.close()
+
+
+async def _begin(reply: Reply, ask: Ask, secret: bytes, clock: Callable[[], float]) -> Begun:
+    ttfb_s = time.monotonic() - reply.sent_s
+    status, headers = reply.status, reply.headers
+    verdict = judge(status, headers)
+    if verdict is not Verdict.ANSWER:
+        raise AttemptFailed(await _failure(reply, verdict, secret, clock()))
+    strange = find_strange(status, headers)
+    if strange:
+        raise AttemptFailed(Failure(strange))
+    if status < 300 and ask.stream and is_event_stream(headers):
+        return await _begin_stream(reply, secret)
+    body = await _read_whole(reply, MAX_ANSWER_BYTES)
+    if status >= 400:
+        return Begun(status, headers, ttfb_s, False, without_secret(body, secret))
+    fault = fault_of_body(body)
+    if fault is not None:
+        return _own_fault(fault, headers, ttfb_s, secret)
+    small = ask.endpoint.value == "/embeddings" or len(body) <= SMALL_ANSWER_BYTES
+    return Begun(status, headers, ttfb_s, small, body)
+
+
+async def _begin_stream(reply: Reply, secret: bytes) -> Begun:
+    splitter = Splitter()
+    first = b""
+    while True:
+        data = await reply.read()
+        if not data:
+            raise Broken("cut")
+        events = splitter.feed(data)
+        first += events
+        # Comments that keep the connection alive are no answer; they go out with the first event that is one.
+        if events and has_data(events):
+            break
+        if len(first) > MAX_ERROR_BYTES:
+            raise Overlong("comments")
+    ttfb_s = time.monotonic() - reply.sent_s
+    event = next(event for event in split_events(first) if data_of(event))
+    fault = fault_of_event(event)
+    if fault is not None:
+        return _own_fault(fault, reply.headers, ttfb_s, secret)
+    return Begun(reply.status, reply.headers, ttfb_s, True, None, first, splitter, reply)
+
+
+def _own_fault(fault: Failure, headers: Mapping[str, str], ttfb_s: float, secret: bytes) -> Begun:
+    """An error within a 200: the client's own fault is an answer, with the status it should have had."""
+    status, body = fault.status, without_secret(fault.body, secret)
+    if status is None or judge(status, {}) is not Verdict.ANSWER:
+        raise AttemptFailed(Failure(fault.reason, fault.status, body, full=fault.full))
+    return Begun(status, {**headers, "content-type": "application/json"}, ttfb_s, False, body)
+
+
+async def _failure(reply: Reply, verdict: Verdict, secret: bytes, now: float) -> Failure:
+    body = b""
+    reason = reason_of(reply.status)
+    # Nobody needs to see what is said about our credentials, or where a redirect leads.
+    if reply.status >= 400 and reason != "credentials":
+        with suppress(Broken, AttemptFailed):
+            body = without_secret(await _read_whole(reply, MAX_ERROR_BYTES), secret)
+    wait_s = retry_after_s(reply.headers, now)
+    return Failure(reason, reply.status, body, wait_s, full=verdict is Verdict.FULL)
+
+
+async def _read_whole(reply: Reply, limit: int) -> bytes:
+    pieces, length = [], 0
+    while data := await reply.read():
+        pieces.append(data)
+        length += len(data)
+        if length > limit:
+            raise AttemptFailed(Failure("too long"))
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+# -- credentials and certificates
+
+
+def read_key(name: str, upstream: Upstream) -> str:
+    """The upstream's API key; empty without a file. NearpathError (which never holds the key) when it cannot be read."""
+    if upstream.key_file is None:
+        return ""
+    file = upstream.key_file
+    try:
+        with open(file, "rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            data = stream.read(_MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise NearpathError(
+            f"key_file {file} of upstream {name} cannot be read: {error.strerror}",
+            "put its API key there, readable by the gateway's user only",
+        ) from None
+    key = data.strip()
+    if not key or len(data) > _MAX_KEY_BYTES or not all(33 <= byte <= 126 for byte in key):
+        raise NearpathError(f"key_file {file} of upstream {name} does not hold a key", "it must hold that one word")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        fix = "others on this host may use the key; chmod 600 it"
+        log.warning("key_file_exposed", upstream=name, file=file, mode=f"{stat.S_IMODE(mode):04o}", fix=fix)
+    return key.decode("ascii")
+
+
+def base_headers(upstream: Upstream, key: str) -> dict[str, str]:
+    """What every request to the upstream carries."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": "nearpath-local-infer", **upstream.headers}
+    if key:
+        bearer = upstream.key_header.lower() == "authorization"
+        headers[upstream.key_header] = f"Bearer {key}" if bearer else key
+    return headers
+
+
+def tls_context(name: str, upstream: Upstream) -> ssl.SSLContext | None:
+    """How its certificate is checked; None for plain http. NearpathError when `ca_file` is no good."""
+    if not upstream.url.startswith("https:"):
+        return None
+    try:
+        return ssl.create_default_context(cafile=upstream.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise NearpathError(
+            f"ca_file {upstream.ca_file} of upstream {name} cannot be used: {type(error).__name__}",
+            "it must be a PEM file with certificates",
+        ) from None
+
+
+SocketOption = tuple[int, int, int]
+
+
+def socket_options(give_up_s: float) -> list[SocketOption]:
+    """TCP options by which a cut network is told from an upstream that thinks: unanswered data or keepalives end it.
+
+    That takes 0.6 of `give_up_s`, at least a second, so that there is time left for another upstream.
+    """
+    silent_s = min(give_up_s, max(1.0, 0.6 * give_up_s))
+    idle_s = max(1, int(silent_s / 2))
+    return [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, min(127, max(1, int(silent_s) - idle_s))),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silent_s * 1000)),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    ]
+
+
+# -- HTTP/1.1 by aiohttp
+
+
+class _Sent:
+    """What the connector knows of the request under way in this task."""
+
+    __slots__ = ("at_s", "reused")
+
+    def __init__(self) -> None:
+        self.at_s = time.monotonic()
+        self.reused = False
+
+
+_SENT: contextvars.ContextVar[_Sent] = contextvars.ContextVar("sent")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells whether a request goes over a connection that was used before, and when it got it."""
+
+    _used: weakref.WeakSet[ResponseHandler]
+
+    async def connect(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:  # noqa: ASYNC109 (theirs)
+        connection = await super().connect(req, traces, timeout)
+        protocol = connection.protocol
+        sent = _SENT.get(None)
+        if sent is not None and protocol is not None:
+            sent.reused = protocol in self._used
+            sent.at_s = time.monotonic()
+            self._used.add(protocol)
+        return connection
+
+
+class AiohttpTransport:
+    """HTTP/1.1 connections to one upstream, kept open. Make it on the event loop."""
+
+    def __init__(self, upstream: Upstream, routing: Routing, key: str, tls: ssl.SSLContext | None) -> None:
+        base = upstream.url.rstrip("/")
+        self._urls = {path: URL(base + path) for path in ("/chat/completions", "/completions", "/embeddings")}
+        self._urls[upstream.probe] = URL(base + upstream.probe, encoded=True)
+        options = socket_options(routing.give_up)
+
+        def make_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+            family, kind, proto, _, _ = info
+            sock = socket.socket(family, kind, proto)
+            for level, option, value in options:
+                sock.setsockopt(level, option, value)
+            return sock
+
+        connector = _Connector(
+            limit=upstream.connections,
+            ssl=tls if tls is not None else True,
+            local_addr=(upstream.source, 0) if upstream.source else None,
+            keepalive_timeout=max(60.0, 2 * routing.probe_every),
+            ttl_dns_cache=60,
+            socket_factory=make_socket,
+        )
+        connector._used = weakref.WeakSet()
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers=base_headers(upstream, key),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=_READ_BYTES,
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+
+    async def send(
+        self, method: str, path: str, body: bytes, accept: str, request_id: str, connect_s: float, read_s: float
+    ) -> Reply:
+        """See `Transport`. No redirect is followed: it would get to see the credentials."""
+        headers = {"Accept": accept, "X-Request-Id": request_id}
+        if method == "POST":
+            headers["Content-Type"] = "application/json"
+        sent = _Sent()
+        _SENT.set(sent)
+        try:
+            response = await self._session.request(
+                method,
+                self._urls[path],
+                data=body or None,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_read=read_s),
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            early = time.monotonic() - sent.at_s < _STALE_WITHIN_S
+            raise _broken(error, sent.reused and early) from None
+        return _AiohttpReply(response, sent)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+
+class _AiohttpReply:
+    __slots__ = ("_response", "headers", "reused", "sent_s", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse, sent: _Sent) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+        self.sent_s = sent.at_s
+        self.reused = sent.reused
+
+    def wait_at_most(self, pause_s: float) -> None:
+        connection = self._response.connection
+        protocol = connection.protocol if connection is not None else None
+        if protocol is not None:
+            protocol.read_timeout = pause_s
+            protocol.start_timeout()
+
+    async def read(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _broken(error, False) from None
+
+    @property
+    def at_end(self) -> bool:
+        return self._response.content.at_eof()
+
+    async def close(self) -> None:
+        if self.at_end:
+            self._response.release()
+        else:
+            self._response.close()
+
+
+def _broken(error: BaseException, reused: bool) -> Broken:
+    """The fixed word for an exception; `stale` when a kept connection was closed before it carried anything back."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return Broken("connect")
+        case TimeoutError():
+            return Broken("timeout")
+        case aiohttp.ClientConnectorDNSError():
+            return Broken("dns")
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError() | ssl.SSLError():
+            return Broken("tls")
+        case aiohttp.ClientConnectorError():
+            return Broken("connect")
+        case aiohttp.ClientPayloadError():
+            return Broken("cut")
+        case OSError(errno=errno.ETIMEDOUT):
+            return Broken("timeout")
+        case aiohttp.ServerDisconnectedError() | ConnectionError() | aiohttp.ClientOSError():
+            return Broken("reset", stale=reused)
+    return Broken("broken answer")

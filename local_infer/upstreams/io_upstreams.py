@@ -1,0 +1,460 @@
+"""The upstreams at work: who is asked in which order, second tries, hedges, the relay of streams, and reloads.
+
+A request costs one choice (`ranking`), one attempt (`io_attempt`) and, for a stream, a generator that hands on runs of
+whole events. Retries and hedges happen only before anything was sent to the client. Cancelling `ask`, or closing the
+stream that it gave, cancels the upstream at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from core.config_infer import InferConfig
+from core.io_log import get_logger
+from local_infer.fault import UNAVAILABLE, ApiError, Unreachable
+from local_infer.gateway.headers import visible_headers
+from local_infer.gateway.sse import Overlong, ends_with_done, split_events, write_event
+from local_infer.model import Answer, Ask, Clock, ModelCard, Origin, Step, Stream
+from local_infer.upstreams.attempt import Failure, body_for, fault_of_event, is_finished, lane_of
+from local_infer.upstreams.circuit import HEDGE_WINDOW_S, RETRY_FLOOR, RETRY_WINDOW_S, Budget, Ticket, hedge_after_s
+from local_infer.upstreams.io_attempt import AttemptFailed, Begun, Broken, Reply, begin
+from local_infer.upstreams.io_probing import Link, Probing, open_link
+from local_infer.upstreams.ranking import Choice, Lane, Member, Ranking
+from local_infer.upstreams.resume import Sofar, continuation, ending, join, may_resume
+from local_infer.upstreams.upstream_metrics import UpstreamMetrics
+
+log = get_logger("upstreams")
+
+_DRAIN_S = 1.0
+"""After `[DONE]` the end of the response is waited for so long, behind, so that the connection can be used again."""
+
+_CUT = write_event(
+    ApiError(503, UNAVAILABLE, "the answer was cut before its end", "ask again", code="stream_cut").body()
+)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One request on its way to an answer."""
+
+    ask: Ask
+    lane: Lane
+    give_up_s: float
+    deadline_s: float
+    tried: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    last: Failure | None = None
+    why: str = ""
+    wait_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Won:
+    """An answer that has begun, and who gives it."""
+
+    begun: Begun
+    member: Member
+    link: Link
+    ticket: Ticket
+
+
+class IoUpstreams:
+    """The APIs that requests are forwarded to; see `model.Upstreams`."""
+
+    def __init__(self, config: InferConfig, clock: Clock, rng: Random, registry: CollectorRegistry) -> None:
+        self._config = config
+        self._clock = clock
+        self._metrics = UpstreamMetrics(registry)
+        self._ranking = Ranking(config)
+        self._links: dict[str, Link] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._set_budgets()
+        self._probing = Probing(self._ranking, self._links, self._metrics, clock, rng)
+
+    @classmethod
+    async def start(cls, config: InferConfig, clock: Clock, rng: Random, registry: CollectorRegistry) -> IoUpstreams:
+        """Open the pools, and probe each upstream once, for a second at most.
+
+        NearpathError when a key or a certificate is no good.
+        """
+        upstreams = cls(config, clock, rng, registry)
+        upstreams._links.update(await upstreams._open_links(config))
+        await upstreams._probing.start(config)
+        return upstreams
+
+    async def reconfigure(self, config: InferConfig) -> None:
+        """Take over a new configuration. Unchanged upstreams keep connections and estimates; answers under way go on."""
+        links = await self._open_links(config)
+        gone = [link for name, link in self._links.items() if links.get(name) is not link]
+        for name in self._links.keys() - links.keys():
+            self._metrics.forget(name)
+        self._links.clear()
+        self._links.update(links)
+        self._config = config
+        self._set_budgets()
+        self._ranking.reconfigure(config)
+        await self._probing.start(config)
+        for link in gone:
+            link.retire(self._spawn)
+
+    async def close(self) -> None:
+        """Stop probing and close all connections; answers under way are cut."""
+        await self._probing.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for link in self._links.values():
+            await link.transport.close()
+
+    async def _open_links(self, config: InferConfig) -> dict[str, Link]:
+        links: dict[str, Link] = {}
+        try:
+            for name, one in config.upstreams.items():
+                links[name] = open_link(name, one, config.routing, self._links.get(name))
+        except BaseException:
+            for name, link in links.items():
+                if self._links.get(name) is not link:
+                    await link.transport.close()
+            raise
+        return links
+
+    def _set_budgets(self) -> None:
+        routing = self._config.routing
+        self._retries = Budget(routing.retry_budget, RETRY_WINDOW_S, RETRY_FLOOR)
+        self._hedges = Budget(routing.hedge, HEDGE_WINDOW_S)
+
+    # -- model.Upstreams
+
+    def down_reason(self, model: str) -> str:
+        """Why no upstream can be asked for `model` now; empty: there is one."""
+        return self._ranking.down_reason(model, self._clock())
+
+    def models(self) -> Sequence[ModelCard]:
+        """The models of the configuration, and those that upstreams which serve every model have listed."""
+        return self._probing.cards()
+
+    async def ask(self, ask: Ask, deadline_s: float) -> Answer:
+        """The best upstream's answer. An upstream must be reached within `give_up`; once it has the request, it may think
+        for `first_byte` or `whole`, but not past `deadline_s`. Unreachable when none begins an answer.
+        """
+        won = await self._win(ask, deadline_s)
+        begun, member = won.begun, won.member
+        origin = Origin(Step.UPSTREAM, member.name)
+        headers = visible_headers(begun.headers)
+        if begun.body is not None:
+            return Answer(begun.status, headers, begun.body, origin)
+        relay = self._relay(ask, won, Sofar(ask.endpoint) if may_resume(ask) else None, deadline_s)
+        # Begun here, so that closing it always reaches its `finally`, also when nobody takes the first event.
+        await anext(relay)
+        return Answer(begun.status, headers, relay, origin)
+
+    # -- attempts
+
+    async def _win(self, ask: Ask, deadline_s: float, tried: Sequence[str] = ()) -> _Won:
+        routing = self._config.routing
+        now = self._clock()
+        run = _Run(ask, (ask.model, lane_of(ask)), now + routing.give_up, deadline_s, list(tried))
+        self._retries.count_request(now)
+        if routing.hedge:
+            self._hedges.count_request(now)
+        attempts, again = 0, False
+        while attempts < routing.attempts:
+            now = self._clock()
+            if now >= min(run.give_up_s, deadline_s):
+                break
+            choice = self._ranking.choose(run.lane, run.tried, now)
+            if choice.member is None:
+                if not await self._wait(choice, run, now):
+                    break
+                continue
+            if attempts and not again and not self._afford(choice):
+                break
+            attempts += 0 if again else 1
+            again = False
+            try:
+                return await self._race(choice, run)
+            except AttemptFailed as failed:
+                # A kept connection that was closed just then says nothing: once more, to whom is best now.
+                again = failed.failure.stale_connection and not again
+                if again:
+                    run.tried.pop()
+        raise self._unreachable(run)
+
+    def _afford(self, choice: Choice) -> bool:
+        """Whether a second try is within the budget; if not, the leave to ask is given back."""
+        afforded = self._retries.take(self._clock())
+        self._metrics.retried("made" if afforded else "refused")
+        if not afforded and choice.member is not None and choice.ticket is not None:
+            choice.member.circuit.abandoned(choice.ticket)
+        return afforded
+
+    async def _wait(self, choice: Choice, run: _Run, now: float) -> bool:
+        """Wait for a rate limit that is over soon; False when there is nothing to wait for."""
+        run.why = choice.why
+        run.wait_s = choice.wait_s
+        longest_s = min(self._config.routing.longest_retry_after, run.give_up_s - now, run.deadline_s - now)
+        if choice.wait_s is None or choice.wait_s > longest_s:
+            return False
+        # It asked to be asked again: that is not asking the same one twice in a row.
+        run.tried.clear()
+        await asyncio.sleep(choice.wait_s + 0.001)
+        return True
+
+    async def _race(self, choice: Choice, run: _Run) -> _Won:
+        """One attempt, and a second one beside it when it is slower than nearly all before it and the budget allows."""
+        member, ticket = choice.member, choice.ticket
+        assert member is not None
+        assert ticket is not None
+        hedge_s = None
+        # A trial is never hedged: cancelled before its first step, a task would keep the leave for ever.
+        if self._config.routing.hedge and run.lane in member.lanes and not ticket.trial:
+            p95_s = member.lanes[run.lane].spread.p95_s()
+            hedge_s = hedge_after_s(p95_s, 0.0, run.give_up_s - self._clock())
+        if hedge_s is None:
+            return await self._attempt(member, ticket, run)
+        first = asyncio.ensure_future(self._attempt(member, ticket, run))
+        racers: list[asyncio.Future[_Won]] = [first]
+        try:
+            await asyncio.wait(racers, timeout=hedge_s)
+            if not first.done():
+                second = self._hedge(run)
+                if second is not None:
+                    racers.append(second)
+            return await self._first_of(racers)
+        finally:
+            await _stop(racers)
+
+    def _hedge(self, run: _Run) -> asyncio.Future[_Won] | None:
+        choice = self._ranking.choose(run.lane, run.tried, self._clock())
+        if choice.member is None or choice.ticket is None:
+            return None
+        fresh = choice.member.name not in run.tried and not choice.ticket.trial
+        if not fresh or not self._hedges.take(self._clock()):
+            choice.member.circuit.abandoned(choice.ticket)
+            self._metrics.hedged("refused")
+            return None
+        return asyncio.ensure_future(self._attempt(choice.member, choice.ticket, run))
+
+    async def _first_of(self, racers: list[asyncio.Future[_Won]]) -> _Won:
+        waiting = set(racers)
+        while True:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            good = [racer for racer in racers if racer in done and racer.exception() is None]
+            if good:
+                if len(racers) > 1:
+                    self._metrics.hedged("lost" if good[0] is racers[0] else "won")
+                winner = good[0]
+                racers.remove(winner)
+                return winner.result()
+            if not waiting:
+                return racers[0].result()  # raises
+
+    async def _attempt(self, member: Member, ticket: Ticket, run: _Run) -> _Won:
+        routing = self._config.routing
+        link = self._links.get(member.name)
+        if link is None:  # gone with a reload while we waited
+            member.circuit.abandoned(ticket)
+            raise AttemptFailed(Failure("no upstream", stale_connection=True))
+        started_s = member.asked_s = self._clock()
+        ask = run.ask
+        begin_s = min(routing.first_byte if ask.stream else routing.whole, max(0.001, run.deadline_s - started_s))
+        connect_s = min(routing.connect, max(0.001, run.give_up_s - started_s))
+        body = body_for(ask, member.config.models.get(ask.model, ask.model))
+        run.tried.append(member.name)
+        link.enter(member)
+        outcome, kept = "left", False
+        try:
+            begun = await begin(link.transport, ask, body, connect_s, begin_s, link.secret, self._clock)
+            outcome, kept = "ok", begun.reply is not None
+        except AttemptFailed as failed:
+            outcome = failed.failure.reason
+            self._note_failure(member, failed.failure, ticket, run)
+            raise
+        finally:
+            now = self._clock()
+            if outcome == "left":
+                self._ranking.left(member, run.lane, ticket, now - started_s, now)
+            if not kept:
+                link.leave(member)
+            self._metrics.attempted(member.name, outcome)
+        whole = begun.reply is None
+        self._ranking.began(member, run.lane, begun.ttfb_s, ticket, now, whole=whole, sample=begun.sample)
+        self._metrics.began(member.name, run.lane[1], begun.ttfb_s)
+        return _Won(begun, member, link, ticket)
+
+    def _note_failure(self, member: Member, failure: Failure, ticket: Ticket, run: _Run) -> None:
+        self._ranking.failed(member, failure, ticket, self._clock())
+        run.reasons[member.name] = failure.reason
+        run.last = failure
+        if failure.reason == "credentials":
+            log.error(
+                "upstream_refuses_our_key",
+                upstream=member.name,
+                status=failure.status,
+                fix="look at its key_file: clients cannot mend this",
+            )
+        elif not failure.stale_connection:
+            # At worst thousands a second; changes of state are told by the probing.
+            log.debug("attempt_failed", upstream=member.name, reason=failure.reason, request=run.ask.id)
+
+    def _unreachable(self, run: _Run) -> Unreachable:
+        last = run.last
+        reason = last.reason if last is not None else run.why or "timeout"
+        wait_s = run.wait_s if run.wait_s is not None else last.retry_after_s if last is not None else None
+        return Unreachable(
+            reason,
+            run.reasons,
+            retry_after_s=wait_s,
+            answer_status=last.status if last is not None and last.body else None,
+            answer_body=last.body if last is not None else b"",
+        )
+
+    # -- streams
+
+    async def _relay(self, ask: Ask, won: _Won, sofar: Sofar | None, deadline_s: float) -> Stream:
+        """The events of a stream as they come; what to do when it is cut is in docs/local_infer-design.md, Upstreams."""
+        held: _Won | None = won
+        joined = noted = False
+        tried: list[str] = []
+        try:
+            yield b""  # taken by `ask`, see there
+            while held is not None:
+                reason = ""
+                before = last = b""
+                async for events in self._events(held):
+                    if sofar is not None:
+                        events, reason = _before_error(events)
+                        events = join(events, sofar) if joined else events
+                        sofar.take(events)
+                    if events:
+                        before, last = last, events
+                        yield events
+                    if reason:
+                        break
+                member = held.member
+                reason = reason or held.begun.reason
+                # The usage may come after the last word.
+                if not reason and (ends_with_done(last) or is_finished(before + last)):
+                    return
+                if not reason and _before_error(last)[1]:
+                    # It has told the client itself what went wrong.
+                    noted = True
+                    self._ranking.cut(member, "error in stream", held.ticket, self._clock())
+                    self._metrics.cut(member.name, "error")
+                    return
+                reason = reason or "cut"
+                self._ranking.cut(member, reason, held.ticket, self._clock())
+                log.warning("stream_cut", upstream=member.name, reason=reason, request=ask.id)
+                tried.append(member.name)
+                await self._give_up(held)
+                held = None
+                if sofar is not None:
+                    held = await self._resume(ask, sofar, member, tried, deadline_s)
+                    joined = True
+                if held is None:
+                    end = ending(sofar) if sofar is not None else b""
+                    self._metrics.cut(member.name, "complete" if end else "error")
+                    yield end or _CUT
+                else:
+                    self._metrics.cut(member.name, "resumed")
+        finally:
+            if held is not None:
+                if not noted:
+                    self._ranking.ended(held.member, held.ticket, self._clock())
+                await self._give_up(held)
+
+    async def _events(self, won: _Won) -> Stream:
+        """Runs of whole events up to the end; why it ended before, if it did, is left in `won.begun.reason`."""
+        begun = won.begun
+        reply, splitter = begun.reply, begun.splitter
+        assert reply is not None
+        assert splitter is not None
+        reply.wait_at_most(self._config.routing.between_chunks)
+        yield begun.first
+        begun.ended = ends_with_done(begun.first)
+        try:
+            while not begun.ended:
+                data = await reply.read()
+                if not data:
+                    return
+                events = splitter.feed(data)
+                if events:
+                    begun.ended = ends_with_done(events)
+                    yield events
+        except Broken as broken:
+            begun.reason = broken.reason
+        except Overlong:
+            begun.reason = "too long"
+
+    async def _resume(
+        self, ask: Ask, sofar: Sofar, member: Member, tried: Sequence[str], deadline_s: float
+    ) -> _Won | None:
+        rest = continuation(ask, sofar)
+        if rest is None or len(tried) >= self._config.routing.attempts:
+            return None
+        if not self._retries.take(self._clock()):
+            self._metrics.retried("refused")
+            return None
+        self._metrics.retried("made")
+        try:
+            won = await self._win(rest, deadline_s, [member.name])
+        except Unreachable:
+            return None
+        if won.begun.reply is None:  # an error answer, or no stream
+            won.link.leave(won.member)
+            return None
+        return won
+
+    async def _give_up(self, won: _Won) -> None:
+        """The stream is over, or nobody wants it: close it, unless its end is just on the way."""
+        reply = won.begun.reply
+        assert reply is not None
+        if reply.at_end or not won.begun.ended:
+            await reply.close()
+            won.link.leave(won.member)
+        else:
+            self._spawn(self._drain(reply, won))
+
+    async def _drain(self, reply: Reply, won: _Won) -> None:
+        try:
+            with suppress(Broken, TimeoutError):
+                async with asyncio.timeout(_DRAIN_S):
+                    while await reply.read():
+                        pass
+        finally:
+            await reply.close()
+            won.link.leave(won.member)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _before_error(events: bytes) -> tuple[bytes, str]:
+    """(the events before one that tells of an error, what to call it); all of them, and empty, when there is none."""
+    if b"error" in events:
+        at = 0
+        for event in split_events(events):
+            if fault_of_event(event) is not None:
+                return events[:at], "error in stream"
+            at += len(event)
+    return events, ""
+
+
+async def _stop(racers: Sequence[asyncio.Future[_Won]]) -> None:
+    """Cancel attempts that are not wanted any more, and close what they may have begun in between."""
+    for racer in racers:
+        racer.cancel()
+    for outcome in await asyncio.gather(*racers, return_exceptions=True):
+        if isinstance(outcome, _Won) and outcome.begun.reply is not None:
+            await outcome.begun.reply.close()
+            outcome.link.leave(outcome.member)

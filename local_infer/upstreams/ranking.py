@@ -1,0 +1,370 @@
+"""Which upstream is asked: what real requests and probes say of each goes through policy's estimator and decision code.
+
+For each upstream there is one estimate of its health (every outcome), one of its probes' RTT, and one of TTFB for each
+(model, lane): a big model is not an upstream further away, and a whole answer is not a slow stream. An upstream that has
+not been asked for a model yet is expected to take its probe's RTT and as long to think as the others do for it.
+
+Pure: time is an argument. Nothing here is bounded by what clients send: model names are kept by last use.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from core.config_infer import InferConfig, Routing, Upstream
+from core.messages import MAX_RTT_S, PathSample
+from local_infer.upstreams.attempt import Failure, pause_s
+from local_infer.upstreams.circuit import Circuit, CircuitState, Quantile, Ticket, find_outliers
+from policy.decide import Decision, Memory, decide
+from policy.estimate import PathEstimator, PathState
+from policy.evidence import Candidate, Watched
+from policy.plan import MirrorPlan
+from policy.table import Quality
+
+MAX_LANES = 512
+"""(model, lane) pairs whose times are kept, by last use."""
+
+DECIDE_EVERY_S = 0.05
+"""An order rests on estimates over many samples: it is made anew this often, and at once when an upstream fails."""
+
+_OUTLIERS_EVERY_S = 1.0
+
+SAMPLE_EVERY_S = 0.02
+"""Outcomes closer to the last one taken are left out, good or bad: estimates rest on 9 to 64 samples, which a busy upstream
+would fill within milliseconds, and each costs 10 us."""
+
+Lane = tuple[str, str]
+"""(model, lane)"""
+
+
+@dataclass(slots=True)
+class Times:
+    """What one upstream takes in one lane."""
+
+    ttfb: PathEstimator
+    spread: Quantile
+
+
+class Member:
+    """One upstream: what is known of it and how it stands."""
+
+    __slots__ = (
+        "asked_s",
+        "circuit",
+        "config",
+        "health",
+        "in_flight",
+        "lanes",
+        "limited_until_s",
+        "limits",
+        "name",
+        "plan",
+        "position",
+        "probe",
+        "steering",
+        "unreached",
+    )
+
+    def __init__(self, name: str, config: Upstream, routing: Routing, position: int) -> None:
+        self.name = name
+        self.config = config
+        self.steering = routing.steering
+        self.position = position
+        self.plan = Watched(MirrorPlan(name, {}, None, config.cost, 1.0, False), position, config.preference, None, ())
+        self.health = PathEstimator(routing.steering)
+        self.probe = PathEstimator(routing.steering)
+        self.lanes: OrderedDict[Lane, Times] = OrderedDict()
+        self.circuit = Circuit(routing.breaker)
+        self.limited_until_s = 0.0
+        self.limits = 0
+        self.in_flight = 0
+        self.asked_s = 0.0
+        self.unreached = False
+
+    def serves(self, model: str) -> bool:
+        """Whether it may be asked for this model."""
+        return not self.config.models or model in self.config.models
+
+    def times(self, lane: Lane) -> Times:
+        """Its times in a lane, made when it is new."""
+        times = self.lanes.get(lane)
+        if times is None:
+            times = self.lanes[lane] = Times(PathEstimator(self.steering), Quantile())
+            if len(self.lanes) > MAX_LANES:
+                self.lanes.popitem(last=False)
+        else:
+            self.lanes.move_to_end(lane)
+        return times
+
+    @property
+    def is_up(self) -> bool | None:
+        """Up, not up (down or damped), or None: no word yet."""
+        state = self.health.state
+        return None if state is PathState.UNKNOWN else state is PathState.UP
+
+    def state(self, now: float) -> str:
+        """One word for metrics and status: closed, half-open, open, ejected, limited or down."""
+        circuit = self.circuit.state(now)
+        if circuit is not CircuitState.CLOSED:
+            return str(circuit.value)
+        if self.health.state is PathState.DOWN:
+            return "down"
+        if now < self.limited_until_s:
+            return "limited"
+        return "ejected" if self.circuit.is_ejected(now) else "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Whom to ask now. Without a `member`: `why` not, and `wait_s` when a rate limit is over by then."""
+
+    member: Member | None
+    ticket: Ticket | None = None
+    why: str = ""
+    wait_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Ranked:
+    decision: Decision
+    order: tuple[str, ...]
+    at_s: float
+    generation: int
+
+
+class Ranking:
+    """All upstreams, ordered for each (model, lane)."""
+
+    def __init__(self, config: InferConfig) -> None:
+        self.members: dict[str, Member] = {}
+        self._routing = config.routing
+        self._ranked: OrderedDict[Lane, _Ranked] = OrderedDict()
+        self._generation = 0
+        self._outliers_s = 0.0
+        self.reconfigure(config)
+
+    def reconfigure(self, config: InferConfig) -> None:
+        """Take over a new configuration; an upstream whose section and rules did not change keeps what is known of it."""
+        same_rules = config.routing == self._routing
+        self._routing = config.routing
+        members = {}
+        for position, (name, upstream) in enumerate(config.upstreams.items()):
+            member = self.members.get(name)
+            if not same_rules or member is None or member.config != upstream or member.position != position:
+                member = Member(name, upstream, config.routing, position)
+            members[name] = member
+        self.members = members
+        self._ranked.clear()
+        self._generation += 1
+
+    # -- what happens
+
+    def began(
+        self, member: Member, lane: Lane, ttfb_s: float, ticket: Ticket, now: float, *, whole: bool, sample: bool = True
+    ) -> None:
+        """An answer began after `ttfb_s`; `sample` False: it is no measure of the upstream (a long whole answer).
+
+        Of a stream (`whole` False) the breaker counts the end, or one that always cuts its streams would look half good.
+        """
+        was = member.health.state
+        if whole or ticket.trial:
+            member.circuit.succeeded(ticket, now)
+        member.limits = 0
+        member.unreached = False
+        times = member.times(lane)
+        times.spread.add(ttfb_s)
+        if now - member.health.taken_s >= SAMPLE_EVERY_S:
+            member.health.take(_sample(member.name, "ttfb", ttfb_s, now))
+        if sample and now - times.ttfb.taken_s >= SAMPLE_EVERY_S:
+            times.ttfb.take(_sample(member.name, "ttfb", ttfb_s, now))
+        if ticket.trial or member.health.state is not was:
+            self._generation += 1
+
+    def failed(self, member: Member, failure: Failure, ticket: Ticket, now: float) -> None:
+        """An attempt failed."""
+        if failure.full:
+            member.circuit.abandoned(ticket)
+            member.limits += 1
+            pause = pause_s(member.limits) if failure.retry_after_s is None else failure.retry_after_s
+            member.limited_until_s = max(member.limited_until_s, now + pause)
+        elif failure.of_path:
+            self._lost(member, failure, ticket, now)
+        else:
+            member.circuit.abandoned(ticket)
+        self._generation += 1
+
+    def left(self, member: Member, lane: Lane, ticket: Ticket, waited_s: float, now: float) -> None:
+        """An attempt was given up from our side: the client went away, or a hedge was faster.
+
+        That it took longer than it usually does is still known; else who is always overtaken would never look slow.
+        """
+        member.circuit.abandoned(ticket)
+        times = member.times(lane)
+        if times.ttfb.rtt_s is not None and waited_s > times.ttfb.rtt_s:
+            times.ttfb.take(_sample(member.name, "ttfb", waited_s, now))
+
+    def probed(self, member: Member, rtt_s: float | None, failure: Failure | None, now: float) -> None:
+        """A probe is over: with a `failure`, or with an RTT (None: it had to connect first, which says nothing of RTT)."""
+        was = member.health.state
+        if failure is not None:
+            if failure.of_path:
+                self._lost(member, failure, self._ticket(member, now), now)
+        else:
+            # Good probes heal the estimate of health; into the breaker's count they do not go: `/models` may well work
+            # while every real request fails.
+            word = _sample(member.name, "probe", rtt_s if rtt_s is not None else 0.0, now)
+            member.health.take(word)
+            if rtt_s is not None:
+                member.probe.take(word)
+            if member.unreached and member.health.state is PathState.UP:
+                member.circuit.retry_now(now)
+        if member.health.state is not was:
+            self._generation += 1
+
+    def _lost(self, member: Member, failure: Failure, ticket: Ticket, now: float, *, always: bool = False) -> None:
+        member.unreached = failure.status is None and failure.reason != "error in stream"
+        member.circuit.failed(ticket, now)
+        if always or now - member.health.taken_s >= SAMPLE_EVERY_S:
+            member.health.take(_sample(member.name, "ttfb", None, now, failure.reason))
+
+    def ended(self, member: Member, ticket: Ticket, now: float) -> None:
+        """A stream that had begun ended as it should, or its client left."""
+        if not ticket.trial:
+            member.circuit.succeeded(ticket, now)
+
+    def cut(self, member: Member, reason: str, ticket: Ticket, now: float) -> None:
+        """A stream that had begun was cut."""
+        # A trial's ticket was used up when it began.
+        self._lost(member, Failure(reason), ticket if not ticket.trial else self._ticket(member, now), now, always=True)
+        self._generation += 1
+
+    def _ticket(self, member: Member, now: float) -> Ticket:
+        """For an outcome without leave; one that moves nothing while the circuit is open."""
+        return member.circuit.admit(now) or Ticket(-1)
+
+    # -- what follows
+
+    def order(self, lane: Lane, now: float) -> Decision | None:
+        """The decision for a lane; None when no upstream serves the model."""
+        ranked = self._ranked.get(lane)
+        if ranked is not None and ranked.generation == self._generation and now - ranked.at_s < DECIDE_EVERY_S:
+            return ranked.decision
+        serving = [member for member in self.members.values() if member.serves(lane[0])]
+        if not serving:
+            return None
+        if now - self._outliers_s >= _OUTLIERS_EVERY_S:
+            self._outliers_s = now
+            if ranked is not None:
+                self._eject(serving, lane, ranked.decision.order[0], now)
+        memory = ranked.decision.memory if ranked is not None else Memory()
+        think_s = self._think_s(serving, lane, now)
+        candidates = [self._candidate(member, lane, think_s, now) for member in serving]
+        decision = decide(candidates, memory, self._routing.steering, now)
+        self._ranked[lane] = _Ranked(decision, decision.order, now, self._generation)
+        self._ranked.move_to_end(lane)
+        if len(self._ranked) > MAX_LANES:
+            self._ranked.popitem(last=False)
+        return decision
+
+    def choose(self, lane: Lane, tried: Sequence[str], now: float) -> Choice:
+        """The next upstream to ask, never the one tried last, those not tried before the others."""
+        decision = self.order(lane, now)
+        if decision is None:
+            return Choice(None, why="no upstream")
+        asked = [self.members[name] for name in self._worth_asking(decision, now)]
+        last = tried[-1] if tried else ""
+        for again in (False, True):
+            for member in asked:
+                if member.name == last or (member.name in tried) is not again or now < member.limited_until_s:
+                    continue
+                ticket = member.circuit.admit(now)
+                if ticket is not None:
+                    return Choice(member, ticket)
+        limited = [m.limited_until_s - now for m in asked if m.limited_until_s > now and m.circuit.would_admit(now)]
+        if limited:
+            return Choice(None, why="rate limited", wait_s=min(limited))
+        return Choice(None, why="" if last else "open circuit")
+
+    def down_reason(self, model: str, now: float) -> str:
+        """Why nobody can be asked for `model` now; empty: somebody can."""
+        reason = "no upstream"
+        for member in self.members.values():
+            if not member.serves(model):
+                continue
+            if not member.circuit.would_admit(now):
+                reason = "open circuit"
+            elif member.limited_until_s - now > self._routing.longest_retry_after:
+                reason = "rate limited"
+            elif member.health.state is PathState.DOWN:
+                reason = "down"
+            else:
+                return ""
+        return reason
+
+    def _worth_asking(self, decision: Decision, now: float) -> Iterator[str]:
+        """Those that the decision left in, then those only left out for being slow."""
+        yield from decision.order[: decision.eligible]
+        for name in decision.order[decision.eligible :]:
+            member = self.members[name]
+            if member.circuit.is_ejected(now) and member.is_up is not False:
+                yield name
+
+    def _candidate(self, member: Member, lane: Lane, think_s: float | None, now: float) -> Candidate:
+        rules = self._routing.steering
+        one = Candidate(member.plan)
+        one.drained = member.circuit.is_ejected(now) or not member.circuit.would_admit(now)
+        one.up = member.is_up
+        one.votes, one.up_votes = 1, int(one.up is not False)
+        one.full = now < member.limited_until_s or member.in_flight >= member.config.connections
+        one.loss_cost_s = member.health.loss_cost_s
+        times = member.lanes.get(lane)
+        ttfb = times.ttfb if times is not None else None
+        if ttfb is not None and ttfb.rtt_s is not None and ttfb.taken_s >= now - rules.stale_for:
+            one.rtt_s, one.se_s, one.jitter_se_s = ttfb.rtt_s, ttfb.se_s, ttfb.jitter_se_s
+            one.taken_s = ttfb.taken_s
+            one.quality = Quality.LIVE if ttfb.taken_s >= now - rules.live_for else Quality.STALE
+        elif member.probe.rtt_s is not None and member.probe.taken_s >= now - rules.stale_for:
+            one.rtt_s = member.probe.rtt_s + (think_s or 0.0)
+            one.se_s = max(member.probe.se_s, one.rtt_s / 5) if think_s is not None else member.probe.se_s
+            one.jitter_se_s = member.probe.jitter_se_s
+            one.taken_s = member.probe.taken_s
+            one.quality = Quality.PREDICTED
+        if one.rtt_s is not None:
+            one.score_s = one.rtt_s + one.loss_cost_s
+        return one
+
+    def _think_s(self, serving: Sequence[Member], lane: Lane, now: float) -> float | None:
+        """How long the upstreams that were asked take beyond the way there; None: none was asked."""
+        oldest = now - self._routing.steering.stale_for
+        known = []
+        for member in serving:
+            times = member.lanes.get(lane)
+            if times is not None and times.ttfb.rtt_s is not None and times.ttfb.taken_s >= oldest:
+                known.append(max(0.0, times.ttfb.rtt_s - (member.probe.rtt_s or 0.0)))
+        return statistics.median(known) if known else None
+
+    def _eject(self, serving: Sequence[Member], lane: Lane, first: str, now: float) -> None:
+        """Eject the first in the order if it is an outlier: who is behind anyway does no harm."""
+        rules = self._routing.breaker
+        live = now - self._routing.steering.live_for
+        times_s = {}
+        for member in serving:
+            times = member.lanes.get(lane)
+            if times is None or times.ttfb.taken_s < live or member.is_up is False:
+                continue
+            healthy = member.circuit.would_admit(now) and not member.circuit.is_ejected(now)
+            if healthy and times.ttfb.rtt_s is not None and times.ttfb.count >= rules.least:
+                times_s[member.name] = times.ttfb.rtt_s
+        if first in find_outliers(times_s, rules.slow_factor):
+            self.members[first].circuit.eject(now)
+            # It is judged afresh when it is back.
+            self.members[first].lanes.pop(lane, None)
+
+
+def _sample(name: str, check: str, rtt_s: float | None, now: float, loss: str = "") -> PathSample:
+    if rtt_s is not None:
+        rtt_s = min(max(0.0, rtt_s), MAX_RTT_S)
+    return PathSample("self", "local", name, check, 4, 0, rtt_s, now, loss)

@@ -1,0 +1,1 @@
+"""Watching a tree: what changed, told from the disk and the index."""

@@ -1,0 +1,328 @@
+"""The disk against the index: what is different becomes drafts of changes, and is stored in the same breath.
+
+Every method runs within the caller's transaction. Nothing here trusts a hint: a path is gone when the directory above it
+could be opened and does not have it, a rename is one when the inode says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from syncd.model import Op
+from syncd.source.io_scan import Disk, Gone, Listing, Trouble
+from syncd.source.row import Row, is_same_thing
+from syncd.store.io_index import Child, Index
+from syncd.store.io_journal import Draft
+
+
+class Depth(Enum):
+    """How much of a directory and of what is below it is looked at."""
+
+    ALL = "all"
+    """every name in every directory: finds everything, also a file written in place while nobody watched"""
+    MOVED = "moved"
+    """only directories whose ctime is not the one of their last listing: finds names that came, went or moved"""
+    ONE = "one"
+    """this directory, and those in it that are new"""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What came of some comparing."""
+
+    drafts: list[Draft] = field(default_factory=list)
+    to_walk: list[tuple[bytes, Depth]] = field(default_factory=list)
+    """directories that are to be walked next, those to come first last"""
+    troubles: list[Trouble] = field(default_factory=list)
+    """what could not be looked at; nothing was concluded about it"""
+
+
+class Comparer:
+    """One disk and its index. `quiet` (a first reading) stores without drafting changes and without looking for renames."""
+
+    def __init__(self, disk: Disk, index: Index) -> None:
+        self._disk = disk
+        self._index = index
+        self.quiet = False
+        self.keep_links = False
+        """tell of names that are one file"""
+        self._found = Findings()
+        self._lost: list[bytes] = []
+
+    def take(self) -> Findings:
+        """What was found since the last call."""
+        found, self._found = self._found, Findings()
+        return found
+
+    def take_walks(self) -> list[tuple[bytes, Depth]]:
+        """Only the walks that were found since the last call."""
+        walks, self._found.to_walk = self._found.to_walk, []
+        return walks
+
+    def check(self, marks: Iterable[tuple[bytes, bool]]) -> None:
+        """Look at each (path, subtree) and store what is different: what is there first, then what is gone.
+
+        In this order a file that was renamed is found under its new name before the old one is taken for deleted. The
+        directories above come last: their mtime moves with every name in them, and makes no event.
+        """
+        asked = dict(marks)
+        above = {path.rpartition(b"/")[0] for path in asked if path} - asked.keys()
+        self._check(asked.items())
+        self._check((path, False) for path in above)
+
+    def _check(self, marks: Iterable[tuple[bytes, bool]]) -> None:
+        gone = []
+        no_directories = set()
+        for path, subtree in sorted(marks):
+            try:
+                row = self._disk.look(path)
+            except Gone as there:
+                no_directories.add(there.path)
+                continue
+            except Trouble as trouble:
+                self._found.troubles.append(trouble)
+                continue
+            finally:
+                self._walk_fresh(None)
+            if row is None:
+                gone.append(path)
+            else:
+                self._see(path, row, subtree)
+        for path in no_directories:
+            self._lose_directory(path)
+        for path in gone:
+            self._lose(path)
+
+    def settle_losses(self) -> None:
+        """Take what walks did not find for gone. After the last of them: it may have been found under another name."""
+        for path in self._lost:
+            self._lose_directory(path)
+        self._lost.clear()
+
+    def walk(self, path: bytes, depth: Depth) -> None:
+        """Look at the directory `path`; what is below it goes to `to_walk`."""
+        try:
+            if depth is Depth.MOVED and self._is_as_listed(path):
+                number = self._index.number(path)
+                names = self._index.subdirectories(number) if number is not None else []
+                self._found.to_walk.extend((_join(path, name), depth) for name in names)
+                self._walk_fresh(None)
+                return
+            listing = self._disk.list(path)
+        except Gone as there:
+            self._lost.append(there.path)
+            return
+        except Trouble as trouble:
+            self._found.troubles.append(trouble)
+            return
+        self._walk_fresh(path)
+        self._compare(listing, depth)
+
+    def _compare(self, listing: Listing, depth: Depth) -> None:
+        path = listing.path
+        if self._index.number(path) is None:
+            row = self._look_again(path)
+            if row is None or row.inode != listing.row.inode:
+                if row is not None and row is not _UNKNOWN:
+                    self._see(path, row)
+                return
+            if not self._knows_above(path):
+                return
+        old = self._index.get(path)
+        # What was made in it after its row was stored, and before it was watched, moved its mtime without an event.
+        if (old is None or old.row != listing.row) and not self._put(path, listing.row, old):
+            return
+        number = self._index.number(path)
+        assert number is not None
+        if old is None or old.row.inode != listing.row.inode:
+            depth = Depth.ALL
+        known = self._index.children(number)
+        new_files: list[tuple[bytes, Row]] = []
+        for name, row in listing.rows.items():
+            old = known.pop(name, None)
+            if name in listing.mounts:
+                continue
+            below = _join(path, name)
+            if old is None and not row.is_directory:
+                new_files.append((name, row))
+            elif old is None or old.row != row:
+                # Asked anew: a rename just now may have taken what the index had here.
+                self._put(below, row, self._index.get(below))
+            if row.is_directory:
+                # A directory that is new here has no listing that could be trusted.
+                is_known = old is not None and old.row.inode == row.inode
+                if not is_known or depth is not Depth.ONE:
+                    self._found.to_walk.append((below, depth if is_known else Depth.ALL))
+        self._put_new(path, number, new_files)
+        for name in known:
+            # Looked at once more: a listing may miss a name that is renamed over while it is read.
+            if name not in listing.troubled and self._look_again(below := _join(path, name)) is None:
+                self._lost.append(below)
+        for name in listing.troubled:
+            self._found.troubles.append(Trouble(_join(path, name), "it is there but cannot be looked at"))
+        if listing.listed_ns and listing.listed_ns != self._index.listed_ns(path):
+            self._index.set_listed(path, listing.listed_ns)
+
+    def _put_new(self, above: bytes, number: int, files: list[tuple[bytes, Row]]) -> None:
+        """Store files and symlinks that are new in the directory `above`, with this number: at once, but for renames."""
+        known = frozenset() if self.quiet else self._index.known_inodes(row.inode for _, row in files)
+        if self.keep_links and not self.quiet:
+            count = Counter(row.inode for _, row in files)
+            known |= {inode for inode in count if count[inode] > 1}
+        new = [(name, row) for name, row in files if row.inode not in known]
+        self._index.put_new_files(number, new)
+        if not self.quiet:
+            prefix = above + b"/" if above else b""
+            self._found.drafts += [Draft(Op.UPSERT, prefix + name, row) for name, row in new]
+        for name, row in files:
+            if row.inode in known:
+                # It may have come from elsewhere. Asked anew: a rename just now may have taken what the index had here.
+                self._put(below := _join(above, name), row, self._index.get(below))
+
+    def _is_as_listed(self, path: bytes) -> bool:
+        now_ns = self._disk.listed_ns(path)
+        return bool(now_ns) and now_ns == self._index.listed_ns(path)
+
+    def _look_again(self, path: bytes) -> Row | None:
+        """Like `Disk.look`, with nothing for what is gone; trouble is noted, and taken for a row that says nothing."""
+        try:
+            return self._disk.look(path)
+        except Gone:
+            return None
+        except Trouble as trouble:
+            self._found.troubles.append(trouble)
+            return _UNKNOWN
+
+    def _see(self, path: bytes, row: Row, subtree: bool = False) -> bool:
+        """`row` is what is at `path`. False when it is not stored: a directory above is gone again, or see `_put`.
+
+        A directory that is not the one it was is walked next, and so is any with `subtree`.
+        """
+        if not self._knows_above(path):
+            return False
+        old = self._index.get(path)
+        if (old is None or old.row != row) and not self._put(path, row, old):
+            return False
+        if row.is_directory and (subtree or old is None or old.row.inode != row.inode):
+            self._found.to_walk.append((path, Depth.ALL))
+        return True
+
+    def _knows_above(self, path: bytes) -> bool:
+        """Whether the directory that `path` is in is stored, now at the latest."""
+        above = path.rpartition(b"/")[0]
+        if not path or self._index.number(above) is not None:
+            return True
+        # It is not known as a directory yet: it is new, and will be walked.
+        upper = self._look_again(above)
+        return upper is not None and upper.is_directory and self._see(above, upper)
+
+    def _put(self, path: bytes, row: Row, old: Child | None) -> bool:
+        """Store that `path` is not what it was (`old`), and draft what a child has to do about it; False: not believed."""
+        if old is not None and old.row.is_directory and row.is_directory and old.row.device and not row.device:
+            # A mount that is gone leaves an empty directory: the content was not deleted.
+            self._found.troubles.append(
+                Trouble(path, "the file system that was mounted here is not; nothing is deleted")
+            )
+            return False
+        is_in_place = old is not None and (old.row.device, old.row.inode) == (row.device, row.inode)
+        source = None if self.quiet or is_in_place else self._renamed_from(path, row)
+        is_other_kind = old is not None and old.row.is_directory != row.is_directory
+        if old is not None and (is_other_kind or (source is not None and old.row.is_directory)):
+            self._forget(path)
+            old = None
+        if source is not None:
+            before = self._index.get(source)
+            self._index.move(source, path)
+            self._index.put(path, row)
+            self._draft(Draft(Op.RENAME, path, row, source))
+            if before is not None and (before.row.mode, before.row.mtime_ns) != (row.mode, row.mtime_ns):
+                self._draft(Draft(Op.UPSERT, path, row))
+        else:
+            self._index.put(path, row)
+            # A directory that was replaced by another with the same attributes differs only in what is in it.
+            is_alike = old is not None and (old.row.mode, old.row.mtime_ns) == (row.mode, row.mtime_ns)
+            if not row.is_directory or not is_alike:
+                first = b"" if self.quiet or is_in_place else self._linked_to(path, row)
+                self._draft(Draft(Op.UPSERT, path, row, first))
+            if is_in_place and not row.is_directory and not self.quiet:
+                self._see_other_names(path, row)
+        return True
+
+    def _linked_to(self, path: bytes, row: Row) -> bytes:
+        """Another name that this file has, whose content children have by then; b"" for none, or when nobody asked.
+
+        A new name moves the ctime of the file, and so may a write have: the other name is told once more before, and its
+        content is compared.
+        """
+        if not self.keep_links or row.is_directory or row.target:
+            return b""
+        first = b""
+        for other in self._index.paths_of(row.device, row.inode):
+            old = self._index.get(other) if other != path else None
+            there = self._look_again(other) if old is not None else None
+            if old is None or there is None or there is _UNKNOWN or there.inode != row.inode:
+                continue
+            if there != old.row:
+                self._index.put(other, there)
+                self._draft(Draft(Op.UPSERT, other, there, first))
+            first = first or other
+        return first
+
+    def _see_other_names(self, path: bytes, row: Row) -> None:
+        """What changed under one name of a file changed under all; the kernel tells of the one it was done through."""
+        for other in self._index.paths_of(row.device, row.inode):
+            old = self._index.get(other) if other != path else None
+            there = self._look_again(other) if old is not None else None
+            if old is not None and there not in (None, _UNKNOWN, old.row) and there.inode == row.inode:
+                self._index.put(other, there)
+                self._draft(Draft(Op.UPSERT, other, there, path if self.keep_links else b""))
+
+    def _renamed_from(self, path: bytes, row: Row) -> bytes | None:
+        """Where this was before, if the inode is known under a name that is not its own any more."""
+        for other in self._index.paths_of(row.device, row.inode):
+            # What moved into itself, or onto what it was in, is for deletes and upserts.
+            if other == path or path.startswith(other + b"/") or other.startswith(path + b"/"):
+                continue
+            old = self._index.get(other)
+            if old is None or not is_same_thing(old.row, row):
+                continue
+            there = self._look_again(other)
+            if there is None or (there is not _UNKNOWN and (there.device, there.inode) != (row.device, row.inode)):
+                return other
+        return None
+
+    def _lose_directory(self, path: bytes) -> None:
+        """`path` is not there, or is no directory any more."""
+        row = self._look_again(path)
+        if row is None:
+            self._lose(path)
+        elif row is not _UNKNOWN:
+            self._see(path, row)
+
+    def _lose(self, path: bytes) -> None:
+        if path and self._index.get(path) is not None:
+            self._forget(path)
+
+    def _forget(self, path: bytes) -> None:
+        self._index.remove(path)
+        self._draft(Draft(Op.DELETE, path))
+
+    def _draft(self, draft: Draft) -> None:
+        if not self.quiet:
+            self._found.drafts.append(draft)
+
+    def _walk_fresh(self, listed: bytes | None) -> None:
+        """Directories whose watch was set only now are walked, but for the one that is about to be listed."""
+        if self._disk.fresh:
+            self._found.to_walk.extend((path, Depth.ALL) for path in self._disk.fresh if path != listed)
+            self._disk.fresh.clear()
+
+
+_UNKNOWN = Row(0, 0, 0, 0, 0, 0, b"")
+
+
+def _join(above: bytes, name: bytes) -> bytes:
+    return above + b"/" + name if above else name

@@ -1,0 +1,265 @@
+"""Looking at the disk: directories opened step by step below the root (never through a symlink), listed and statted.
+
+The difference between "it is not there" and "it could not be looked at" is kept all the way: only ENOENT and ENOTDIR (and
+ELOOP, a symlink in place of a directory) mean the first. Everything else is trouble, and deletes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from syncd.model import MAX_PATH_BYTES
+from syncd.source.row import RACY_NS, UNSURE, Row
+
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+MOUNTED = "another file system is mounted here; it is not entered"
+
+WatchHook = Callable[[int, int | None, bytes, bytes], tuple[int | None, bool]]
+"""Watcher.watch: (fd, parent's descriptor, name, path) -> (descriptor, whether it is a new watch)."""
+
+
+class Gone(Exception):
+    """The directory `path` is not there (any more), or is not a directory."""
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+class Trouble(Exception):
+    """`path` could not be looked at, for a reason that says nothing about whether it exists."""
+
+    def __init__(self, path: bytes, why: str) -> None:
+        super().__init__(f"{os.fsdecode(path) or '.'}: {why}")
+        self.path = path
+        self.why = why
+
+
+@dataclass(slots=True)
+class Skipped:
+    """How often something was left out, by reason."""
+
+    special: int = 0
+    """devices, sockets, fifos"""
+    mounts: int = 0
+    """directories on which another file system is mounted"""
+    too_long: int = 0
+    """paths over PATH_MAX, which no program could name"""
+
+
+def no_watch(_fd: int, _parent: int | None, _name: bytes, _path: bytes) -> tuple[int | None, bool]:
+    """A WatchHook that watches nothing."""
+    return None, False
+
+
+@dataclass(slots=True)
+class Listing:
+    """One directory, as it was at one moment after its watch was set.
+
+    `listed_ns` is the ctime by which it can be told later that no name in it came or went; 0 when that is not sure.
+    """
+
+    path: bytes
+    row: Row
+    """of the directory itself"""
+    listed_ns: int
+    rows: dict[bytes, Row] = field(default_factory=dict)
+    troubled: set[bytes] = field(default_factory=set)
+    """names that are there but could not be looked at"""
+    mounts: set[bytes] = field(default_factory=set)
+    """directories that are mount points, not to be entered"""
+
+
+class Disk:
+    """The tree below one open root directory. `watch` is called on every directory before anything in it is looked at.
+
+    Directories stay open between calls as long as the next path is below or beside them; call `rest()` before anything
+    else is waited for, since a directory that is kept open may be renamed under us.
+    """
+
+    def __init__(self, root: bytes, watch: WatchHook = no_watch, *, cross_mounts: bool = False) -> None:
+        self.root = root
+        self.watch = watch
+        self._cross_mounts = cross_mounts
+        self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._root_device = os.fstat(self._root_fd).st_dev
+        self._chain: list[tuple[bytes, int, int | None]] = []
+        self._root_wd: int | None = None
+        self._root_seen = False
+        self.skipped = Skipped()
+        self.fresh: list[bytes] = []
+        """Directories whose watch was set just now; whoever takes one lists it, and all below it."""
+
+    def close(self) -> None:
+        """Close the root and all that is open."""
+        self.rest()
+        os.close(self._root_fd)
+
+    def root_identity(self) -> tuple[int, int]:
+        """(device, inode) of the root that is open."""
+        st = os.fstat(self._root_fd)
+        return st.st_dev, st.st_ino
+
+    def root_moved(self) -> str:
+        """Why the root's path is no longer the directory that is open; empty when it is."""
+        try:
+            st = os.stat(self.root)
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+        return "" if (st.st_dev, st.st_ino) == self.root_identity() else "another directory is there now"
+
+    def rest(self) -> None:
+        """Close all directories but the root."""
+        for _, fd, _ in self._chain:
+            os.close(fd)
+        self._chain.clear()
+        self._root_seen = False
+
+    def look(self, path: bytes) -> Row | None:
+        """What is at `path` now; None when nothing that is replicated is. Raises Gone (of a directory above), Trouble."""
+        if not path:
+            return self._row(os.fstat(self._root_fd), None, b"")
+        if len(path) > MAX_PATH_BYTES:
+            self.skipped.too_long += 1
+            return None
+        parent, _, name = path.rpartition(b"/")
+        fd, _ = self._open(parent)
+        return self._look_at(fd, name, path)
+
+    def look_all(self, paths: Iterable[bytes]) -> Iterator[tuple[bytes, Row]]:
+        """(path, row) of those of `paths` where something that is replicated is; quick where many share a directory.
+
+        What cannot be looked at is left out as well: for who knows what should be there. The directory is not opened anew
+        for each, so nothing else may be done with this disk meanwhile.
+        """
+        last, fd = b"/", -1
+        for path in paths:
+            above, _, name = path.rpartition(b"/")
+            if above != last or not name:
+                last, fd = above, -1
+                with suppress(Gone, Trouble):
+                    fd = self._open(above)[0]
+            row = None
+            if not name:
+                row = self.look(b"")
+            elif fd >= 0 and len(path) <= MAX_PATH_BYTES:
+                with suppress(Trouble):
+                    row = self._look_at(fd, name, path)
+            if row is not None:
+                yield path, row
+
+    def list(self, path: bytes) -> Listing:
+        """The directory `path` with a row for each name. Raises Gone, Trouble."""
+        fd, _ = self._open(path)
+        try:
+            st = os.fstat(fd)
+            row = self._row(st, None, b"")
+            assert row is not None
+            listing = Listing(path, row, _sure_ns(st.st_ctime_ns))
+            with os.scandir(fd) as names:
+                for found in names:
+                    self._list_one(listing, fd, os.fsencode(found.name), found)
+        except OSError as error:
+            raise Trouble(path, os.strerror(error.errno or 0)) from error
+        return listing
+
+    def listed_ns(self, path: bytes) -> int:
+        """The ctime of the directory `path` (0 when it is not sure); it is watched now. Raises Gone, Trouble."""
+        fd, _ = self._open(path)
+        return _sure_ns(os.fstat(fd).st_ctime_ns)
+
+    def _list_one(self, listing: Listing, fd: int, name: bytes, found: os.DirEntry[str]) -> None:
+        path = listing.path + b"/" + name if listing.path else name
+        if len(path) > MAX_PATH_BYTES:
+            self.skipped.too_long += 1
+            return
+        try:
+            st = found.stat(follow_symlinks=False)
+            row = self._row(st, fd, name)
+        except FileNotFoundError:
+            return  # it went between the listing and the look: its event is on the way
+        except OSError:
+            listing.troubled.add(name)
+            return
+        if row is None:
+            self.skipped.special += 1
+            return
+        if row.device and not self._cross_mounts and row.is_directory:
+            listing.mounts.add(name)
+            self.skipped.mounts += 1
+        listing.rows[name] = row
+
+    def _look_at(self, fd: int, name: bytes, path: bytes) -> Row | None:
+        try:
+            return self._row(os.stat(name, dir_fd=fd, follow_symlinks=False), fd, name)
+        except OSError as error:
+            if error.errno in _GONE or error.errno == errno.ENAMETOOLONG:
+                return None
+            raise Trouble(path, os.strerror(error.errno or 0)) from error
+
+    def _row(self, st: os.stat_result, fd: int | None, name: bytes) -> Row | None:
+        mode = st.st_mode
+        device = 0 if st.st_dev == self._root_device else st.st_dev
+        if stat.S_ISREG(mode):
+            return Row(mode, st.st_size, st.st_mtime_ns, _sure_ns(st.st_ctime_ns) or UNSURE, device, st.st_ino, b"")
+        if stat.S_ISDIR(mode):
+            return Row(mode, 0, st.st_mtime_ns, 0, device, st.st_ino, b"")
+        if stat.S_ISLNK(mode) and fd is not None:
+            try:
+                target = os.readlink(name, dir_fd=fd)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    # It is something else by now.
+                    return self._row(os.stat(name, dir_fd=fd, follow_symlinks=False), None, name)
+                raise
+            return Row(mode, 0, st.st_mtime_ns, 0, device, st.st_ino, target)
+        return None
+
+    def _open(self, path: bytes) -> tuple[int, int | None]:
+        """(fd, watch descriptor) of the directory `path`, opened name by name from the root, each watched."""
+        if not self._root_seen:
+            self._root_wd, fresh = self.watch(self._root_fd, None, b"", b"")
+            self._root_seen = True
+            if fresh:
+                self.fresh.append(b"")
+        fd, wd = self._root_fd, self._root_wd
+        names = path.split(b"/") if path else []
+        kept = 0
+        while kept < len(self._chain) and kept < len(names) and self._chain[kept][0] == names[kept]:
+            fd, wd = self._chain[kept][1:]
+            kept += 1
+        for _, old, _ in self._chain[kept:]:
+            os.close(old)
+        del self._chain[kept:]
+        for depth in range(kept, len(names)):
+            fd, wd = self._open_one(fd, wd, names[depth], b"/".join(names[: depth + 1]))
+        return fd, wd
+
+    def _open_one(self, above: int, above_wd: int | None, name: bytes, path: bytes) -> tuple[int, int | None]:
+        try:
+            fd = os.open(name, _OPEN, dir_fd=above)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise Gone(path) from None
+            raise Trouble(path, os.strerror(error.errno or 0)) from error
+        if not self._cross_mounts and os.fstat(fd).st_dev != self._root_device:
+            os.close(fd)
+            raise Trouble(path, MOUNTED)
+        wd, fresh = self.watch(fd, above_wd, name, path)
+        if fresh:
+            self.fresh.append(path)
+        self._chain.append((name, fd, wd))
+        return fd, wd
+
+
+def _sure_ns(ctime_ns: int) -> int:
+    """The ctime, or 0 when it is so recent that a later change may not move it."""
+    return 0 if abs(time.time_ns() - ctime_ns) < RACY_NS else ctime_ns

@@ -1,0 +1,291 @@
+"""The slow scrub: every content is read again in its turn, and compared with what it was when it was read before.
+
+A disk may give back other bytes than it was given, and say nothing; size, times and inode are then as they were, and no
+comparison of listings finds it. What is read is kept as a digest in the index, with the row that it belongs to. A pass
+over the tree takes `every_s`, at idle IO priority, past the page cache, and goes on after a restart where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import hashlib
+import os
+import platform
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core.errors import NearpathError
+from core.io_log import get_logger
+from syncd.publish.io_below import Below
+from syncd.source.row import Row
+from syncd.store.io_index import Index
+from syncd.store.io_store import fact, open_store, set_fact, transaction
+
+CHUNK_BYTES = 1 << 20
+FILE_WEIGHT_BYTES = 16 * 1024
+"""What a file costs besides its content: a seek or two."""
+KEEP_EVERY_S = 10.0
+KEEP_EVERY_FILES = 500
+"""How often digests are written down: what a crash loses of them is read again."""
+SLACK = 0.8
+"""A pass is planned to take this much of its time, for what comes in between."""
+AGAIN_S = 60.0
+FIRST_S = 5.0
+"""After the start, and after a failure."""
+MAX_SHOWN = 100
+
+_log = get_logger("scrub")
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """A snapshot. `wrong`: (path, what is wrong with it), the newest first; `passes` since the start."""
+
+    passes: int = 0
+    files: int = 0
+    bytes_: int = 0
+    found: int = 0
+    wrong: tuple[tuple[bytes, str], ...] = ()
+    why: str = ""
+    """why it cannot go on just now"""
+
+
+class Wrong:
+    """Paths found wrong, handed from the scrubber's thread to the event loop that made this; `told` is called there."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self.paths: set[bytes] = set()
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, path: bytes) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self._add, path)
+
+    def _add(self, path: bytes) -> None:
+        self.paths.add(path)
+        self._told()
+
+
+class Scrubber:
+    """Reads the files of one tree in a thread of its own.
+
+    `root`: what is read now, None while there is nothing to read. `found`: told of each path whose content is not what it
+    was, from that thread. `by_inode`: for a copy, whose contents come with inodes of their own, so that links and modes,
+    which move the ctime, say nothing of the content; at an origin a ctime that moved says that it may have been written.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Path,
+        root: Callable[[], str | None],
+        every_s: float,
+        found: Callable[[bytes], None],
+        *,
+        by_inode: bool,
+    ) -> None:
+        self.status = ScrubStatus()
+        self._name = name
+        self._store = store
+        self._root = root
+        self._every_s = every_s
+        self._found = found
+        self._by_inode = by_inode
+        self._stop = threading.Event()
+        self._hurry = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"scrub-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin, or go on, some seconds from now."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End within the reading of a chunk."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def hurry(self) -> None:
+        """Read all that is there from the beginning, without pauses."""
+        self._hurry.set()
+        self._wake.set()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        _lowest_priority()
+        self._rest(FIRST_S)
+        while not self._stop.is_set():
+            try:
+                if self._root() is None:
+                    self._rest(FIRST_S)
+                    continue
+                self._pass()
+                self.status = replace(self.status, why="")
+            except (NearpathError, OSError) as error:
+                # The store is busy or full, the disk is gone: whoever owns the tree says so louder.
+                self.status = replace(self.status, why=str(error))
+                self._rest(AGAIN_S)
+            except Exception:
+                _log.exception("scrub_crashed", tree=self._name)
+                self._rest(AGAIN_S)
+
+    def _rest(self, seconds: float) -> None:
+        if not self._hurry.is_set():
+            self._wake.wait(seconds)
+        self._wake.clear()
+
+    def _pass(self) -> None:
+        db = open_store(self._store, exclusive=False)
+        try:
+            index = Index(db)
+            hurried = self._hurry.is_set()
+            self._hurry.clear()
+            kept = fact(db, "scrub_at")
+            after = _names(kept) if isinstance(kept, bytes) and not hurried else ()
+            size = index.size()
+            weight = size.bytes + size.entries * FILE_WEIGHT_BYTES
+            rate = 0.0 if hurried else max(1.0, weight / (self._every_s * SLACK))
+            done: list[tuple[bytes, Row, bytes]] = []
+            started_s = kept_s = time.monotonic()
+            for path in _files(index, after):
+                if self._stop.is_set() or self._hurry.is_set() or (root := self._root()) is None:
+                    break
+                if (read := self._read(index, os.fsencode(root), path, rate)) is not None:
+                    done.append((path, *read))
+                if len(done) >= KEEP_EVERY_FILES or time.monotonic() - kept_s > KEEP_EVERY_S:
+                    self._keep(db, index, done, path)
+                    done, kept_s = [], time.monotonic()
+            else:
+                self._keep(db, index, done, b"")
+                self.status = replace(self.status, passes=self.status.passes + 1)
+                self._rest(self._every_s * SLACK - (time.monotonic() - started_s))
+                return
+            self._keep(db, index, done, None)
+        finally:
+            db.close()
+
+    def _keep(
+        self, db: sqlite3.Connection, index: Index, done: list[tuple[bytes, Row, bytes]], at: bytes | None
+    ) -> None:
+        """Write down digests of what the index still has as it was when it was read, and where the pass is."""
+        with transaction(db):
+            index.rolled_back()  # its owner may have moved directories since
+            for path, row, digest in done:
+                index.set_digest(path, row, digest)
+            if at is not None:
+                set_fact(db, "scrub_at", at)
+
+    def _read(self, index: Index, root: bytes, path: bytes, rate: float) -> tuple[Row, bytes] | None:
+        """(row, digest) of a file that was not read before; None when there is nothing to write down."""
+        index.rolled_back()
+        child, known = index.get(path), index.digest(path)
+        if child is None or not stat.S_ISREG(child.row.mode):
+            return None
+        try:
+            digest = self._digest_of(root, path, child.row, rate)
+        except OSError as error:
+            if self._is_as_before(index, path, child.row):
+                self._tell(path, f"it cannot be read: {error.strerror}")
+            return None
+        if digest is None or not self._is_as_before(index, path, child.row):
+            return None  # it is changing, or was changed by others: not for us to say
+        self.status = replace(self.status, files=self.status.files + 1, bytes_=self.status.bytes_ + child.row.size)
+        if known is None:
+            return child.row, digest
+        if known != digest:
+            self._tell(path, "its content is not what it was, though nobody wrote to it")
+        return None
+
+    def _is_as_before(self, index: Index, path: bytes, row: Row) -> bool:
+        index.rolled_back()
+        child = index.get(path)
+        return child is not None and child.row == row
+
+    def _digest_of(self, root: bytes, path: bytes, row: Row, rate: float) -> bytes | None:
+        """The digest of the file if it is the one of the row, before and after it was read; OSError when it fails."""
+        with Below(root) as tree:
+            directory = tree.directory(path.rpartition(b"/")[0])
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(path.rpartition(b"/")[2], flags, dir_fd=directory)
+        try:
+            if not self._is_of(fd, row):
+                return None
+            # From the disk, not from memory; and clients' hot files are not pushed out of it by ours.
+            with suppress(OSError):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            state = hashlib.blake2b(digest_size=32)
+            self._pace(FILE_WEIGHT_BYTES, rate)
+            while chunk := os.read(fd, CHUNK_BYTES):
+                state.update(chunk)
+                if self._stop.is_set():
+                    return None
+                self._pace(len(chunk), rate)
+            with suppress(OSError):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            return state.digest() if self._is_of(fd, row) else None
+        finally:
+            os.close(fd)
+
+    def _is_of(self, fd: int, row: Row) -> bool:
+        st = os.fstat(fd)
+        same = (st.st_size, st.st_mtime_ns, st.st_ino) == (row.size, row.mtime_ns, row.inode)
+        return same and (self._by_inode or st.st_ctime_ns == row.ctime_ns)
+
+    def _pace(self, weight: int, rate: float) -> None:
+        if rate and not self._hurry.is_set() and not self._stop.is_set():
+            self._wake.wait(weight / rate)
+
+    def _tell(self, path: bytes, what: str) -> None:
+        _log.error("content_wrong", tree=self._name, path=os.fsdecode(path), what=what)
+        others = tuple(entry for entry in self.status.wrong if entry[0] != path)
+        self.status = replace(self.status, found=self.status.found + 1, wrong=((path, what), *others)[:MAX_SHOWN])
+        self._found(path)
+
+
+def _names(path: bytes) -> tuple[bytes, ...]:
+    return tuple(path.split(b"/")) if path else ()
+
+
+def _files(index: Index, after: tuple[bytes, ...]) -> Iterator[bytes]:
+    """Files and symlinks of the index behind the path `after` (its names), in the order of their names; b"" is before all.
+
+    Each directory is read when it is come to: what changes meanwhile is met, or not.
+    """
+    stack: list[tuple[tuple[bytes, ...], bool]] = [((), True)]
+    while stack:
+        names, is_directory = stack.pop()
+        path = b"/".join(names)
+        if not is_directory:
+            yield path
+            continue
+        index.rolled_back()
+        number = index.number(path)
+        children = index.children(number) if number is not None else {}
+        below = [((*names, name), child.directory is not None) for name, child in children.items()]
+        # A directory on the way to `after` has files behind it still.
+        below = [(new, is_dir) for new, is_dir in below if new > after or (is_dir and new == after[: len(new)])]
+        stack.extend(sorted(below, reverse=True))
+
+
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
+_IDLE = 3 << 13
+
+
+def _lowest_priority() -> None:
+    """This thread gets the disk when nobody else wants it, and the processor last. Linux takes both by thread."""
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None, use_errno=True).syscall(number, 1, 0, _IDLE)
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

@@ -1,0 +1,182 @@
+"""The journal: what changed, in order, for children who remember how far they are.
+
+Appending happens in the transaction that changes the index. Sequence numbers never come twice, over restarts and trims;
+together with the journal's id they say where a child stands. Who stands below the floor is told to compare manifests:
+then, and only then, the journal cannot bring it up to date.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from syncd.model import Change, Op
+from syncd.source.row import Row, to_entry
+from syncd.store.coalesce import coalesce
+from syncd.store.io_store import fact, set_fact, transaction
+
+MAX_CHANGES = 2_000_000
+"""How many changes are kept for the slowest child: about 300 MB. Comparing manifests is cheaper than reading more."""
+
+MAX_AGE_S = 14 * 86_400.0
+"""How long a child may be away before its cursor stops holding changes back."""
+
+MAX_PAGE = 50_000
+_MAX_CHILDREN = 10_000
+_MAX_CHILD_LEN = 255
+_OPS = {op.value: op for op in Op}
+
+
+class Draft(NamedTuple):
+    """A change that has no sequence number yet. `row` comes with UPSERT and RENAME, `source` with RENAME."""
+
+    op: Op
+    path: bytes
+    row: Row | None = None
+    source: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Changes after a cursor, coalesced; `cursor` is where to go on from, once they are applied durably."""
+
+    changes: tuple[Change, ...]
+    cursor: int
+    last: int
+    """the newest sequence number there is: `last - cursor` is how far behind the child is then"""
+
+
+@dataclass(frozen=True, slots=True)
+class CompareManifests:
+    """The journal cannot bring this child up to date: compare manifests, then go on from `cursor`."""
+
+    cursor: int
+    why: str
+
+
+class Journal:
+    """See the module. A connection of its own (open_store(..., exclusive=False)) for each thread that reads."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    @property
+    def journal_id(self) -> bytes:
+        """16 random bytes that another journal does not have."""
+        found = fact(self._db, "journal_id")
+        assert isinstance(found, bytes)
+        return found
+
+    def last(self) -> int:
+        """The newest sequence number; 0 before the first change."""
+        return int(fact(self._db, "last_sequence") or 0)
+
+    def floor(self) -> int:
+        """The lowest cursor that can be read from."""
+        return int(fact(self._db, "floor") or 0)
+
+    # -- within a transaction
+
+    def append(self, drafts: Sequence[Draft], at_s: float) -> int:
+        """Write changes down; the sequence number of the last."""
+        last = self.last()
+        nothing = (None,) * len(Row._fields)
+        codes = {op: code for code, op in _OPS.items()}
+        rows = [
+            (last + i, codes[op], path, source, at_s, *(row or nothing))
+            for i, (op, path, row, source) in enumerate(drafts, 1)
+        ]
+        self._db.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", rows)
+        if rows:
+            last += len(rows)
+            set_fact(self._db, "last_sequence", last)
+        return last
+
+    def append_baseline(self) -> int:
+        """The tree changed in a way that is not written down change by change (its first reading): raise the floor."""
+        last = self.last() + 1
+        self._db.execute("DELETE FROM changes")
+        set_fact(self._db, "last_sequence", last)
+        set_fact(self._db, "floor", last)
+        return last
+
+    def since(self, after: int, limit: int) -> list[Change] | None:
+        """Every single change after `after`, as it was written; None when they are not all here, or more than `limit`."""
+        last = self.last()
+        if after < self.floor() or after > last or last - after > limit:
+            return None
+        return self._changes(after, limit)
+
+    # -- on their own
+
+    def read(self, journal_id: bytes, after: int, limit: int = 10_000) -> Page | CompareManifests:
+        """What came after the cursor `after` of the journal `journal_id`, made of at most `limit` written changes.
+
+        An empty page means that the child is up to date.
+        """
+        limit = max(1, min(limit, MAX_PAGE))
+        self._db.execute("BEGIN")
+        try:
+            last, floor = self.last(), self.floor()
+            if journal_id != self.journal_id:
+                return CompareManifests(last, "the cursor is of another journal")
+            if after > last:
+                return CompareManifests(last, f"the cursor {after} is ahead of the journal, which ends at {last}")
+            if after < floor:
+                return CompareManifests(last, f"the cursor {after} is below {floor}, where the journal starts")
+            changes = self._changes(after, limit)
+        finally:
+            self._db.execute("COMMIT")
+        return Page(tuple(coalesce(changes)), changes[-1].sequence if changes else after, last)
+
+    def _changes(self, after: int, limit: int) -> list[Change]:
+        rows = self._db.execute(
+            "SELECT sequence, op, path, source, mode, size, mtime_ns, ctime_ns, device, inode, target FROM changes "
+            "WHERE sequence>? ORDER BY sequence LIMIT ?",
+            (after, limit),
+        )
+        return [
+            Change(sequence, _OPS[op], path, to_entry(path, Row._make(row)) if row[0] is not None else None, source)
+            for sequence, op, path, source, *row in rows
+        ]
+
+    def move_cursor(self, child: str, sequence: int, now: float) -> None:
+        """`child` has published everything up to `sequence`. A cursor may go back: the child was restored, say."""
+        if not 0 < len(child) <= _MAX_CHILD_LEN:
+            raise ValueError(f"the name of a child has 1 to {_MAX_CHILD_LEN} characters")
+        with transaction(self._db):
+            known = self._db.execute("SELECT count(*) FROM cursors WHERE child<>?", (child,)).fetchone()[0]
+            if known >= _MAX_CHILDREN:
+                raise ValueError(f"{known} children are known already; no more are taken")
+            self._db.execute("INSERT OR REPLACE INTO cursors VALUES (?,?,?)", (child, min(sequence, self.last()), now))
+
+    def cursors(self) -> dict[str, tuple[int, float]]:
+        """child -> (sequence, when it was last heard of)."""
+        rows = self._db.execute("SELECT child, sequence, seen_s FROM cursors ORDER BY child")
+        return {child: (sequence, seen_s) for child, sequence, seen_s in rows}
+
+    def forget(self, child: str) -> bool:
+        """Drop a child that is no more."""
+        with transaction(self._db):
+            return self._db.execute("DELETE FROM cursors WHERE child=?", (child,)).rowcount > 0
+
+    def trim(self, now: float, max_changes: int = MAX_CHANGES, max_age_s: float = MAX_AGE_S) -> int:
+        """Drop what every child has, and what is beyond the bounds; how many changes that were.
+
+        Children not heard of for `max_age_s` are forgotten; without any child, changes are kept for that long.
+        """
+        with transaction(self._db):
+            self._db.execute("DELETE FROM cursors WHERE seen_s<?", (now - max_age_s,))
+            last = self.last()
+            lowest = self._db.execute("SELECT min(sequence) FROM cursors").fetchone()[0]
+            if lowest is None:
+                old = self._db.execute("SELECT max(sequence) FROM changes WHERE at_s<?", (now - max_age_s,)).fetchone()[
+                    0
+                ]
+                lowest = old or self.floor()
+            floor = max(self.floor(), min(lowest, last), last - max_changes)
+            gone = self._db.execute("DELETE FROM changes WHERE sequence<=?", (floor,)).rowcount
+            set_fact(self._db, "floor", floor)
+            return gone

@@ -1,0 +1,268 @@
+"""The child's side of the parent's port: root, journal, listings, small files; how rsync reaches it. See `wire.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+import aiohttp
+from aiohttp import AddrInfoType
+from yarl import URL
+
+from core.errors import MessageError, NearpathError
+from syncd.model import Entry, Kind
+from syncd.store.manifest import MAX_ASKED, MAX_LISTING_BYTES
+from syncd.store.signed_root import MAX_ROOT_BYTES
+from syncd.transfer import wire
+from syncd.transfer.io_connector import client_tls
+from syncd.transfer.io_small import stage_files
+from syncd.transfer.rsync import Connector
+
+_TIMEOUT_S = 30.0
+_KEEP_S = 90.0
+"""Longer than a long poll, so that the connections that take turns with it stay warm; the parent keeps them longer."""
+_DEAD_S = 20
+"""A parent that does not even acknowledge what it is sent is given up; and so often an idle connection is tried."""
+_MAX_ANSWER_BYTES = wire.MAX_LISTINGS_BYTES + MAX_LISTING_BYTES
+
+
+class ParentError(NearpathError):
+    """The parent cannot be asked just now, or does not answer as it must: tried again later, or another one is asked."""
+
+
+class ParentRefuses(ParentError):
+    """The parent does not know this node, or does not let it have the tree: its configuration must change."""
+
+
+class Parent:
+    """One parent, for any number of trees. The token is read from its file at every request: it may be renewed.
+
+    `url`: https://HOST:PORT; http for loopback only, since it shows the token. `ca`: PEM file of the certificates to
+    trust, "" for the system's. Every method raises ParentError or ParentRefuses, MessageError for a malformed answer.
+    """
+
+    def __init__(self, url: str, node: str, token_file: str, ca: str = "") -> None:
+        self.has_files = True
+        self.url = url.rstrip("/")
+        self.node = wire.check_node(node)
+        self._token_file = token_file
+        self._ca = ca
+        self._roots: dict[str, tuple[str, bytes]] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Parent:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def root(self, tree: str) -> bytes:
+        """The signed root, to be given to `verify_root`. One request, which transfers nothing when it did not change."""
+        known = self._roots.get(tree)
+        headers = {"If-None-Match": known[0]} if known else {}
+        status, body, tag = await self._ask("GET", tree, "root", MAX_ROOT_BYTES, (200, 304), headers=headers)
+        if status == 304:
+            if known is None:
+                raise MessageError(f"{self.url} says that nothing changed since never", "it is broken")
+            return known[1]
+        self._roots[tree] = (tag[:100], body)
+        return body
+
+    async def journal(
+        self, tree: str, after: wire.Cursor, wait_s: float = 50.0, published: wire.Cursor | None = None
+    ) -> wire.Batch | wire.Behind:
+        """What came after the cursor `after`, up to which all is published here; waits at most `wait_s` for something.
+
+        `published`: only so much is, who asks is ahead of it. An empty batch: nothing came. Cursor(): for a child that has
+        none; it is told where to begin (Behind).
+        """
+        status, body, _ = await self._ask(
+            "GET",
+            tree,
+            "journal",
+            wire.MAX_BATCH_BYTES,
+            (200, 410),
+            query=wire.journal_query(after, wait_s, published),
+            timeout_s=_TIMEOUT_S + wait_s,
+        )
+        return wire.decode_batch(body) if status == 200 else wire.decode_behind(body)
+
+    async def listings(self, tree: str, paths: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Listings of the directories `paths`, for `manifest.compare`; what is no directory there is left out."""
+        found: dict[bytes, bytes] = {}
+        left = list(paths)
+        while left:
+            asked = left[:MAX_ASKED]
+            _, body, _ = await self._ask(
+                "POST", tree, "listings", _MAX_ANSWER_BYTES, (200,), body=wire.encode_ask(asked)
+            )
+            answer = wire.decode_listings(asked, body)
+            found |= {path: listing for path, listing in answer.items() if listing is not None}
+            left = left[len(answer) :]
+        return found
+
+    async def links(self, tree: str) -> list[tuple[bytes, ...]]:
+        """The names of each file that has several there."""
+        _, body, _ = await self._ask("GET", tree, "links", 2 * wire.MAX_LINKS_BYTES, (200,))
+        return wire.decode_links(body)
+
+    async def files(
+        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True
+    ) -> dict[bytes, str]:
+        """Bring small files (SMALL_FILE_BYTES) into the directory `stage`, each at its path; those that failed, and why.
+
+        A file is written only when its size and time are those of its entry; "it vanished at the parent" (VANISHED of
+        io_small) is not tried again, as with rsync. Names of one file that are asked for together become hard links.
+        DiskFull when there is no space: what was written before stays.
+        """
+        for entry in entries:
+            if entry.kind is not Kind.FILE or entry.size > wire.SMALL_FILE_BYTES:
+                raise ValueError(f"{entry.path!r} is no small file: see small.divide")
+        failed: dict[bytes, str] = {}
+        left = list({entry.path: entry for entry in entries}.values())
+        # The next answer comes while one is written.
+        ahead = asyncio.create_task(self._files(tree, left)) if left else None
+        try:
+            while ahead is not None:
+                answers = await ahead
+                asked, left = left[: len(answers)], left[len(answers) :]
+                ahead = asyncio.create_task(self._files(tree, left)) if left else None
+                work = asyncio.ensure_future(asyncio.to_thread(stage_files, stage, asked, answers, hard_links))
+                try:
+                    failed |= await asyncio.shield(work)
+                except asyncio.CancelledError:
+                    await asyncio.wait([work])  # nothing is written behind the back of who goes on
+                    raise
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+        return failed
+
+    async def _files(self, tree: str, entries: Sequence[Entry]) -> list[wire.Answer]:
+        """Answers to the first so many of `entries`."""
+        asked = entries[: wire.MAX_FILES_ASKED]
+        body = wire.encode_ask([entry.path for entry in asked], wire.MAX_FILES_ASKED)
+        _, data, _ = await self._ask("POST", tree, "files", wire.MAX_FILES_BYTES, (200,), body=body)
+        return wire.decode_files(len(asked), data)
+
+    def connector(self, tree: str) -> Connector:
+        """For `io_rsync.pull`: rsync reaches the tree through `io_connector`, with the same token file and trust."""
+        options = ["--node", self.node, "--token-file", self._token_file, *(["--ca", self._ca] if self._ca else [])]
+        command = (sys.executable, "-m", "syncd.transfer.io_connector", *options, self.url, wire.check_tree(tree))
+        return Connector(command, wire.MODULE)
+
+    async def _ask(
+        self,
+        method: str,
+        tree: str,
+        what: str,
+        limit_bytes: int,
+        expected: tuple[int, ...],
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> tuple[int, bytes, str]:
+        """(status, body, ETag) of an answer with an expected status and at most `limit_bytes`."""
+        every = {"Authorization": f"Bearer {read_token(self._token_file)}", wire.NODE_HEADER: self.node}
+        # No limit on the whole: a large listing over a slow line takes its time, as long as bytes keep coming.
+        timeout = aiohttp.ClientTimeout(total=None, connect=_TIMEOUT_S, sock_read=timeout_s)
+        again = method == "POST"  # aiohttp itself asks again with GET; ours only read, too
+        while True:
+            try:
+                async with self._client().request(
+                    method,
+                    _encoded(self.url + wire.tree_path(tree, what)),
+                    params=query,
+                    data=body,
+                    headers={**every, **(headers or {})},
+                    timeout=timeout,
+                    allow_redirects=False,  # another node must not get the token
+                ) as answer:
+                    data = await _read(answer, limit_bytes if answer.status in expected else 4 * wire.MAX_TEXT)
+                break
+            except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError) as error:
+                is_cut = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+                if again and is_cut and not isinstance(error, aiohttp.ClientConnectorError):
+                    again = False  # most likely a kept connection, cut while it was idle
+                    continue
+                raise ParentError(
+                    f"{self.url} does not answer: {error or 'no answer in time'}", "is syncd up there?"
+                ) from None
+        if answer.status in expected:
+            return answer.status, data, answer.headers.get("ETag", "")
+        said = data.decode("utf-8", "replace").strip()
+        if answer.status in (401, 403):
+            raise ParentRefuses(f"{self.url} refuses tree {tree!r} to {self.node}", said)
+        raise ParentError(f"{self.url} answers {answer.status} for the {what} of tree {tree!r}", said)
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            tls: ssl.SSLContext | bool = True
+            if self.url.startswith("https:"):
+                try:
+                    tls = client_tls(self._ca)
+                except (OSError, ssl.SSLError) as error:
+                    raise ParentError(f"the certificates in {self._ca} cannot be read: {error}", "a PEM file") from None
+            self._session = aiohttp.ClientSession(connector=_connector(tls), cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+
+def _connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
+    # No limit: each tree has a poll open for long, and behind a limit the polls would keep everything else waiting.
+    # The connection that was idle for longest is taken first, so with polls every minute all in use stay warm.
+    return aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=_KEEP_S, socket_factory=_socket)
+
+
+def _socket(info: AddrInfoType) -> socket.socket:
+    """A socket whose connection is kept alive over NAT, and found dead soon. asyncio itself sets TCP_NODELAY."""
+    family, kind, protocol, _, _ = info
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _DEAD_S),
+        (socket.TCP_KEEPINTVL, _DEAD_S // 2),
+        (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, _DEAD_S * 1000),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    return sock
+
+
+def read_token(file: str) -> str:
+    """The token in `file`; ParentError when it cannot be read or could not stand in a header."""
+    try:
+        with open(file, encoding="ascii") as stream:
+            token = stream.read(1024).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParentError(f"the token in {file} cannot be read: {error}", "check the file and its owner") from None
+    if not token or not token.isprintable() or " " in token:
+        raise ParentError(f"{file} holds no token", "one line of printable ASCII without blanks")
+    return token
+
+
+def _encoded(url: str) -> URL:
+    return URL(url, encoded=True)  # as wire.tree_path encoded it, and not once more
+
+
+async def _read(answer: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    data = bytearray()
+    async for chunk in answer.content.iter_any():
+        data += chunk
+        if len(data) > limit_bytes:
+            raise MessageError(f"an answer of more than {limit_bytes} bytes", "the other node is broken or hostile")
+    return bytes(data)
