@@ -23,7 +23,7 @@ from core.io_log import get_logger
 from syncd.copy.child_status import Activity, ChildStatus, Fetching, Totals
 from syncd.copy.io_ahead import Ahead, Page
 from syncd.copy.io_copy import Copy, CopyError
-from syncd.copy.io_intake import Board, Held, Intake, NoRoom, in_parts, weight
+from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom, in_parts, weight
 from syncd.copy.io_reconcile import compare_with, link_changes
 from syncd.model import Change
 from syncd.publish.io_publish import DiskFull
@@ -297,6 +297,9 @@ class Follower:
             except (DiskFull, NoRoom) as error:
                 self.board.note(Activity.DISK_FULL, str(error))
                 wait_s = FULL_AGAIN_S
+            except Incomplete as error:
+                self.board.note(Activity.RETRYING, str(error))
+                wait_s = self._again_s
             except (ParentError, MessageError) as error:
                 self.board.note(Activity.NO_PARENT, str(error))
                 self._lineage.failed(name, self.name, str(error))

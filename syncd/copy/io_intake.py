@@ -47,6 +47,10 @@ class Held(NearpathError):
         self.objection = objection
 
 
+class Incomplete(NearpathError):
+    """Some files of a version could not be fetched; clients see the version before."""
+
+
 class NoRoom(NearpathError):
     """The disk has no room for the batch."""
 
@@ -178,8 +182,8 @@ class Intake:
         failed |= await self._work(lambda: copy.check_staged(plan.steps))
         steps, waiting = hold_back(plan.steps, failed, copy.ranks)
         if waiting and self.tree.mode == "atomic":
-            raise ParentError(
-                f"{len(failed):,} files did not come, such as {_some(failed)}", "tried again, all at once"
+            raise Incomplete(
+                f"{len(failed):,} files did not come, such as {_some(failed)}", "a version is whole or not: tried again"
             )
         self._settle_retries(plan, failed, now)
         note = Note(every, waiting, tuple(path for path, _ in plan.refused), cursor)

@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "slow": {"bandwidth": [{"per_second": "400kB"}]},
     "hooks": {},
     "unread": {"indexes": ["index"]},
+    "whole": {"mode": "atomic"},
     "clock": {},
     "links": {"keep": ["hard-links"]},
     "live": {"indexes": ["index"]},
@@ -237,6 +238,18 @@ def test_what_cannot_be_read_is_tried_again_and_shown_while_the_rest_is_publishe
     fleet.until_current("unread")
     assert fleet.status("unread")["troubles"] == []
     assert fleet.status("unread")["waiting"] == 0
+
+
+def test_a_version_that_is_not_whole_is_not_shown_and_the_state_says_why(fleet: Fleet) -> None:
+    top, copy = fleet.at(fleet.origin, "whole"), fleet.at(fleet.copy, "whole")
+    (top / "unread").write_bytes(b"s" * 100)
+    (top / "unread").chmod(0)
+    (top / "good").write_text("x")
+    fleet.copy.until(lambda: "1 files did not come" in fleet.status("whole")["why"], "it says what is missing")
+    assert fleet.status("whole")["state"] in ("retrying", "fetching", "comparing")
+    assert not (copy / "good").exists(), "a version is whole or not"
+    (top / "unread").chmod(0o644)
+    fleet.until_same("whole")
 
 
 def test_no_clock_hides_a_change(fleet: Fleet) -> None:
