@@ -25,10 +25,7 @@ run: setup ## start the demo appliance on loopback: three mirrors, real probes, 
 	@$(BIN)/nearpath demo $(ARGS)
 
 test: setup ## all tests; what is skipped is listed with its reason (ARGS="-k dns" picks some)
-	@# The lab is about time, so it has the machine to itself; the rest shares two processes. 5: ARGS picked none there.
-	@$(BIN)/python -m pytest tests/lab $(ARGS) || { s=$$?; test $$s = 5 && test -n '$(ARGS)'; } || failed=lab; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/lab $(ARGS) || { s=$$?; test $$s = 5 && test -n '$(ARGS)'; } \
-	  || failed=rest; test -z "$$failed"
+	@scripts/run-tests '$(BIN)/python' $(ARGS)
 
 lab: setup ## only the WAN in network namespaces (root): make lab ARGS="-k mirror_dies"
 	@$(BIN)/python -m pytest -v tests/lab $(ARGS)
