@@ -21,7 +21,7 @@ setup: $(READY) ## system packages (as root), virtual environment, our packages
 $(READY): pyproject.toml constraints.txt scripts/set-up
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' scripts/set-up all
 
-run: setup ## start the demo appliance on loopback: three mirrors, real probes, real answers
+run: setup ## start the demo on loopback: three mirrors, real probes, real copies, real answers
 	@$(BIN)/nearpath demo $(ARGS)
 
 test: setup ## all tests; what is skipped is listed with its reason (ARGS="-k dns" picks some)

@@ -88,14 +88,14 @@ def explain(
 @app.command()
 def drain(mirror: str, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Take a mirror out of all answers; kept over restarts until `nearpath undrain`."""
-    ask(config, "POST", "/v1/drain", json={"mirror": mirror, "by": getpass.getuser()})
+    ask(config, "POST", "/v1/drain", {"mirror": mirror, "by": getpass.getuser()})
     console.print(f"{mirror} is drained: answers given before live on for their TTL")
 
 
 @app.command()
 def undrain(mirror: str, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Let a drained mirror be answered again."""
-    ask(config, "POST", "/v1/undrain", json={"mirror": mirror, "by": getpass.getuser()})
+    ask(config, "POST", "/v1/undrain", {"mirror": mirror, "by": getpass.getuser()})
     console.print(f"{mirror} is no longer drained")
 
 
@@ -212,7 +212,7 @@ def demo(
     any_port: Annotated[bool, typer.Option("--any-port", help="Take free ports, not the usual ones.")] = False,
 ) -> None:
     """Start the appliance on loopback with three small mirrors, three agents, real probes and real answers."""
-    from nearpath.demo import run_demo
+    from nearpath.demo.run import run_demo
 
     sys.exit(run_demo(folder, any_port=any_port))
 

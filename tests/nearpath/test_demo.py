@@ -71,18 +71,34 @@ def test_status_and_explain_say_why(demo: Demo) -> None:
     assert "quality: live" in why
 
 
-def test_a_slow_mirror_is_left_and_the_answer_follows(demo: Demo) -> None:
-    asia, curl = demo.lines("+subnet=198.51.100.0/24")[0], demo.lines("curl -X POST")[0]
-    tokyo = demo.sh(asia)
-    assert "300 ms" in demo.sh(curl)
+def test_a_published_file_is_on_every_mirror_a_moment_later(demo: Demo) -> None:
+    published = demo.sh(demo.lines("date >")[0])
+    assert published == (demo.folder / "run" / "content" / "now.txt").read_text().strip()
+    for mirror in ("tokyo", "frankfurt", "virginia"):
+        assert (demo.folder / "run" / f"content-{mirror}" / "now.txt").read_text().strip() == published
+    status = demo.sh(demo.lines("syncd status")[0])
+    assert "current" in status, status
+
+
+def test_a_slow_mirror_and_a_stale_one_are_left_and_taken_back(demo: Demo) -> None:
+    asia, europe, curl = (demo.lines(word)[0] for word in ("198.51.100.0/24", "192.0.2.0/24", "curl -X POST"))
+    tokyo, frankfurt = demo.sh(asia), demo.sh(europe)
     virginia = re.findall(r"-> (\S+) \(virginia\)", demo.output.read_text())[0]
+    freeze = demo.lines("kill -STOP")[0]
+    assert demo.sh(freeze) == ""
+    assert "300 ms" in demo.sh(curl)
     wait_until(lambda: demo.sh(asia) == virginia, 15, "asia moves to the mirror that is now fastest", demo.output)
-    explain = demo.lines("nearpath explain")[0]
-    why = demo.sh(explain)
+    slow, stale = demo.lines("nearpath explain")
+    why = demo.sh(slow)
     assert "virginia first" in why
     assert re.search(r"tokyo .*slower by \d+\.\d ms", why), why
     demo.sh(curl.replace("-X POST", "-X DELETE"))
+    wait_until(lambda: demo.sh(europe) == virginia, 30, "europe moves to a mirror with fresh files", demo.output)
+    why = demo.sh(stale)
+    assert re.search(r"frankfurt .*fresh: content lags \d+ s, more than max_lag 15 s", why), why
+    demo.sh(freeze.replace("-STOP", "-CONT"))
     wait_until(lambda: demo.sh(asia) == tokyo, 40, "tokyo is answered again once it has lasted", demo.output)
+    wait_until(lambda: demo.sh(europe) == frankfurt, 40, "frankfurt is answered again", demo.output)
 
 
 def test_a_typo_in_the_configuration_is_named_and_the_old_one_runs_on(demo: Demo) -> None:

@@ -1,0 +1,137 @@
+"""Starting and ending the demo's processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import socket
+import time
+from asyncio.subprocess import Process
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+
+from core.errors import NearpathError
+from core.io_control import CONTROL_SOCKET
+from nearpath.demo.files import write_files
+from nearpath.demo.lines import command, show_lines
+from nearpath.demo.mirror import start_mirror
+from nearpath.demo.place import MIRROR_ADDRESS, ORIGIN, REGIONS, USUAL_PORTS, Place, nearest
+
+_READY_TIMEOUT_S = 45.0
+
+
+def run_demo(folder: Path, *, any_port: bool = False) -> int:
+    """Run the demo until it is interrupted; returns the exit status."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_run(folder, any_port))
+    return 0
+
+
+async def _run(folder: Path, any_port: bool) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    ports = {purpose: _free_port(None if any_port else usual) for purpose, usual in USUAL_PORTS.items()}
+    place = Place(folder, ports)
+    write_files(place)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    runners = [await start_mirror(name, place.content(name), ports["http"]) for name in MIRROR_ADDRESS]
+    processes: list[Process] = []
+    try:
+        console.print("starting the appliance, three agents and three mirrors with their syncd ...")
+        for log, program, *arguments in _programs(place):
+            process = await _start(folder / f"{log}.log", program, *arguments)
+            (folder / f"{log}.pid").write_text(f"{process.pid}\n")
+            processes.append(process)
+        if await _until_measured(place, processes, stop):
+            show_lines(console, place)
+        ended = asyncio.create_task(processes[0].wait())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            raise NearpathError("the appliance has ended", f"see {folder / 'nearpath.log'}")
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.terminate()
+                process.send_signal(signal.SIGCONT)  # one that was frozen on the way ends, too
+        await asyncio.gather(*(_end(process) for process in processes))
+        for log, *_ in _programs(place):
+            (folder / f"{log}.pid").unlink(missing_ok=True)
+        for runner in runners:
+            await runner.cleanup()
+
+
+def _programs(place: Place) -> list[tuple[str, ...]]:
+    """Each program to start: the name of its log, the program, its arguments. The appliance is first."""
+    return [
+        ("nearpath", "nearpath", "up", "-c", str(place.appliance)),
+        *((f"agent-{region}", "probe-agent", "-c", str(place.agent(region))) for region in REGIONS),
+        *((f"sync-{name}", "syncd", "run", "-c", str(place.node(name))) for name in (ORIGIN, *MIRROR_ADDRESS)),
+    ]
+
+
+async def _start(log: Path, name: str, *arguments: str) -> Process:
+    with log.open("wb") as stream:
+        return await asyncio.create_subprocess_exec(
+            command(name), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=stream, stderr=stream
+        )
+
+
+async def _end(process: Process) -> None:
+    try:
+        await asyncio.wait_for(process.wait(), 10)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def _until_measured(place: Place, processes: list[Process], stop: asyncio.Event) -> bool:
+    """Wait until every region is sent where the printed lines say: by live measurements, to mirrors with fresh files."""
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    connector = aiohttp.UnixConnector(path=str(place.folder / "state" / CONTROL_SOCKET))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        while time.monotonic() < deadline and not stop.is_set():
+            ended = next((p for p in processes if p.returncode is not None), None)
+            if ended is not None:
+                raise NearpathError("a part of the demo could not start", f"see the logs in {place.folder}")
+            try:
+                async with session.get("http://nearpath/v1/status") as response:
+                    if _is_ready(await response.json()):
+                        return True
+            except (aiohttp.ClientError, json.JSONDecodeError):
+                pass
+            await asyncio.sleep(0.2)
+    if not stop.is_set():
+        raise NearpathError("the demo was not measured in time", f"see the logs in {place.folder}")
+    return False
+
+
+def _is_ready(picture: dict[str, Any]) -> bool:
+    chosen = {c["catchment"]: c["mirrors"][0]["mirror"] for c in picture["catchments"] if c["quality"] == "live"}
+    fresh = {stamp["mirror"] for stamp in picture["stamps"] if stamp["state"] == "fresh"}
+    return chosen.items() >= nearest().items() and fresh >= MIRROR_ADDRESS.keys()
+
+
+def _free_port(usual: int | None) -> int:
+    """`usual` where it is free on all addresses the demo uses, for UDP and TCP, else another port that is."""
+    chosen = random.SystemRandom()
+    for port in (*([usual] if usual else []), *(chosen.randrange(20000, 32000) for _ in range(50))):
+        try:
+            for address in ("127.0.0.1", *MIRROR_ADDRESS.values()):
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    with socket.socket(socket.AF_INET, kind) as sock:
+                        if kind is socket.SOCK_STREAM:
+                            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        sock.bind((address, port))
+        except OSError:
+            continue
+        return port
+    raise NearpathError("no free port on loopback", "end other programs that listen there")
