@@ -153,7 +153,8 @@ class Tree(Section):
         description="globs of files that name others (repodata/*, InRelease): published after them, in this order",
     )
     work: AbsolutePath | None = Field(
-        default=None, description="private directory on the same file system; default: .NAME.syncd beside path"
+        default=None,
+        description="private directory on the same file system; default: .NAME.syncd beside path, NAME being its last part",
     )
     keep: list[Keep] = Field(default_factory=list, description="kept besides content, mode, mtime and symlinks")
     watch: Literal["auto", "inotify", "fanotify"] = Field(

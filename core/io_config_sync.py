@@ -101,9 +101,13 @@ def _unsigned(raw: Mapping[str, Any]) -> Iterator[tuple[PathKey, str]]:
             yield ("trees", name, "parents"), "a syncd and a plain rsync server cannot both be parents of one tree"
 
 
-def work_directory(name: str, tree: Tree) -> str:
-    """Where the private directory of tree `name` is: beside its path, and so mostly on the same file system."""
-    return tree.work or os.path.join(os.path.dirname(tree.path), f".{name}.syncd")
+def work_directory(tree: Tree) -> str:
+    """Where the private directory of a tree is: beside its path, and so mostly on the same file system.
+
+    It is named after the path, not the tree: nodes that share a machine have copies of one tree side by side.
+    """
+    above, name = os.path.split(os.path.normpath(tree.path))
+    return tree.work or os.path.join(above, f".{name}.syncd")
 
 
 def is_plain(parent: Parent) -> bool:

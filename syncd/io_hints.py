@@ -96,7 +96,7 @@ def _tree(name: str, tree: Tree) -> Iterator[str]:
         return
     if not os.access(path, os.W_OK | os.X_OK):
         yield f"tree {name}: {path} cannot be written by this user"
-    work = Path(work_directory(name, tree))
+    work = Path(work_directory(tree))
     above = next(folder for folder in (work, *work.parents) if folder.exists())
     if above.stat().st_dev != path.stat().st_dev:
         yield (

@@ -72,13 +72,13 @@ class Copy:
         self.tree = tree
         self.ranks = Ranks(tree.indexes)
         self._path = os.fsencode(tree.path)
-        self._work = os.fsencode(work_directory(name, tree))
+        self._work = os.fsencode(work_directory(tree))
         self._versions = Versions(self._path, self._path + b".versions", self._work)
         self._is_atomic = tree.mode == "atomic"
         self._db = open_store(store)
         self.index = Index(self._db, by_inode=True)
         self.journal = Journal(self._db)
-        self._lock = -1
+        self._lock = self._work_lock = -1
         try:
             self._prepare(accept)
         except BaseException:
@@ -87,9 +87,10 @@ class Copy:
 
     def close(self) -> None:
         """Close the store, and let go of the tree."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        for lock in (self._lock, self._work_lock):
+            if lock >= 0:
+                os.close(lock)
+        self._lock = self._work_lock = -1
         close_store(self._db)
 
     # -- what is there
@@ -453,6 +454,7 @@ class Copy:
             raise self._another()
         os.makedirs(self.root, exist_ok=True)
         io_publish.prepare(self.layout)
+        self._work_lock = hold_directory(self._work, "work directory")
         if known and is_other:
             with self._indexing():
                 self.index.remove(b"")

@@ -105,8 +105,8 @@ def _lock(db: sqlite3.Connection, file: Path) -> None:
     _locks[id(db)] = fd
 
 
-def hold_directory(directory: bytes) -> int:
-    """Lock a tree's directory itself, until the descriptor that is returned is closed.
+def hold_directory(directory: bytes, what: str = "tree") -> int:
+    """Lock a directory (`what` it is, for the error) until the descriptor that is returned is closed.
 
     StoreBusy when another syncd has it, from whatever state_dir: two would undo each other's work. OSError when it cannot
     be opened. A file system without locks of directories (some of NFS) is taken as it is.
@@ -117,7 +117,7 @@ def hold_directory(directory: bytes) -> int:
     except BlockingIOError as error:
         os.close(fd)
         fix = "it may have another state_dir: stop it, or give one of them another path"
-        raise StoreBusy(f"another syncd has the tree {os.fsdecode(directory)}", fix) from error
+        raise StoreBusy(f"another syncd has the {what} {os.fsdecode(directory)}", fix) from error
     except OSError:
         pass
     return fd

@@ -161,8 +161,13 @@ def test_children_have_trees_that_are_there(tmp_path: Path) -> None:
 
 def test_work_directory_is_beside_the_tree(tmp_path: Path) -> None:
     config = read(tmp_path, COPY)
-    assert work_directory("debian", config.trees["debian"]) == "/srv/.debian.syncd"
-    assert work_directory("debian", read(tmp_path, tree(work="/srv/w")).trees["debian"]) == "/srv/w"
+    assert work_directory(config.trees["debian"]) == "/srv/.debian.syncd"
+    assert work_directory(read(tmp_path, tree(work="/srv/w")).trees["debian"]) == "/srv/w"
+
+
+def test_two_copies_of_one_tree_side_by_side_have_work_directories_of_their_own(tmp_path: Path) -> None:
+    trees = [read(tmp_path, tree(path=path)).trees["debian"] for path in ("/srv/tokyo", "/srv/osaka/")]
+    assert [work_directory(t) for t in trees] == ["/srv/.tokyo.syncd", "/srv/.osaka.syncd"]
 
 
 @pytest.mark.parametrize(("text", "minute"), [("00:00", 0), ("08:30", 510), ("24:00", 1440)])

@@ -268,7 +268,7 @@ def test_a_regional_node_that_dies_in_a_publish_harms_no_client(fleet: Fleet) ->
         # In the middle of the next release, as soon as its first file is staged or published there.
         release = fleet.publish(files=40)
         pool = fleet.folder(followed) / "tree" / "pool" / str(release)
-        stage = fleet.folder(followed) / ".t.syncd" / "stage" / "pool" / str(release)
+        stage = fleet.folder(followed) / ".tree.syncd" / "stage" / "pool" / str(release)
         fleet.wan.wait_until(lambda: pool.exists() or stage.exists(), 20, "the release is on its way")
         fleet.syncd[followed].send_signal(signal.SIGKILL)
         fleet.syncd[followed].ended_by_test = True

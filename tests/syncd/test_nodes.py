@@ -169,6 +169,14 @@ def test_two_daemons_on_one_tree_are_refused(fleet: Fleet, tmp_path: Path) -> No
         assert second.process is not None
         assert second.process.wait(30) != 0
         assert f"another syncd has the tree {path}" in second.log
+    shared = Node("second", tmp_path / "shared")
+    path = fleet.at(fleet.copy, "other")
+    work = path.with_name(f".{path.name}.syncd")
+    shared.configure(parents=[fleet.origin], key=KEY, work=str(work))
+    shared.start(wait=False)
+    assert shared.process is not None
+    assert shared.process.wait(30) != 0
+    assert f"another syncd has the work directory {work}" in shared.log
 
 
 # --- drift, adoption, hooks, limits ---------------------------------------------------------------------------------------
