@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from nearpath.demo.place import MIRROR_ADDRESS, ORIGIN, REGIONS, SERVICE, TREE, Place
-from nearpath.ingest import token_sha256
+from core.tokens import token_sha256
+from nearpath.demo.api import MODEL
+from nearpath.demo.place import API_SERVICE, MIRROR_ADDRESS, ORIGIN, REGIONS, SERVICE, TREE, Place
 from syncd.store.signed_root import public_key
 
 _CONTENT = {
@@ -16,14 +19,18 @@ _CONTENT = {
     "index.txt": "pool/hello-1.0.txt\n",
 }
 
+_FAQ = """- questions: ["How do I change my password?", "I forgot my password", "怎么修改密码？", "忘记密码怎么办"]
+  answer: In the settings, under "security".
+- questions: ["How do I cancel the automatic renewal?", "怎么取消自动续费？"]
+  answer: Under "my account", "subscriptions".
+"""
+_QUESTION = "How can I change my password?"
+
 
 def write_files(place: Place) -> None:
     """Write all of it; tokens and keys are drawn anew for every run."""
-    place.folder.mkdir(parents=True, exist_ok=True)
     # What an earlier demo has kept (a drained mirror, old measurements) would make this one look broken.
-    nodes = (ORIGIN, *MIRROR_ADDRESS)
-    kept = [place.folder / "state", *(place.folder / f"agent-{region}" for region in REGIONS)]
-    for path in (*kept, *(place.node(name).parent for name in nodes), *(place.content(name) for name in nodes)):
+    for path in _old(place):
         shutil.rmtree(path, ignore_errors=True)
     agents = {region: secrets.token_urlsafe(32) for region in REGIONS}
     stamps = {mirror: secrets.token_urlsafe(32) for mirror in MIRROR_ADDRESS}
@@ -31,7 +38,18 @@ def write_files(place: Place) -> None:
         _write_agent(place, region, token)
     _write_nodes(place, stamps)
     _write_content(place.content(ORIGIN))
+    _write_gateways(place)
     _write_appliance(place, agents, stamps)
+
+
+def _old(place: Place) -> Iterator[Path]:
+    yield place.folder / "state"
+    yield from (place.folder / f"agent-{region}" for region in REGIONS)
+    for name in (ORIGIN, *MIRROR_ADDRESS):
+        yield place.node(name).parent
+        yield place.content(name)
+    for mirror in MIRROR_ADDRESS:
+        yield place.gateway(mirror).parent
 
 
 def _write_secret(path: Path, text: str) -> None:
@@ -108,6 +126,29 @@ appliance:
         )
 
 
+def _write_gateways(place: Place) -> None:
+    """A gateway on every mirror, the FAQ they share, and a request to try them with."""
+    place.faq.write_text(_FAQ, "utf-8")
+    place.ask.write_text(json.dumps({"model": MODEL, "messages": [{"role": "user", "content": _QUESTION}]}) + "\n")
+    for mirror, address in MIRROR_ADDRESS.items():
+        config = place.gateway(mirror)
+        config.parent.mkdir()
+        config.write_text(
+            f"""# The API gateway on the mirror {mirror}.
+version: 1
+node: {mirror}
+state_dir: state
+listen: ["{address}:{place.ports["gateway"]}"]
+# Whoever comes is served: this is a demo on loopback.
+anonymous: true
+upstreams:
+  far: {{url: "http://{address}:{place.ports["api"]}/v1"}}
+routing: {{probe_every: 1s, give_up: 2s}}
+retrieval: {{index: ../faq-index}}
+"""
+        )
+
+
 def _write_appliance(place: Place, agents: dict[str, str], stamps: dict[str, str]) -> None:
     ports = place.ports
     lines = {
@@ -140,6 +181,8 @@ regions:
 
 checks:
   web: {{kind: http, port: {ports["http"]}, interval: 1s, timeout: 500ms}}
+  # 503 from a gateway that cannot reach its upstream.
+  gateway: {{kind: http, port: {ports["gateway"]}, path: /readyz, interval: 1s, timeout: 500ms}}
 
 mirrors:
 {part["mirrors"]}
@@ -151,6 +194,10 @@ services:
     ttl: 10s
     # A mirror whose files may be older than this is not answered.
     max_lag: 15s
+  {API_SERVICE}:
+    mirrors: [{", ".join(MIRROR_ADDRESS)}]
+    checks: [web, gateway]
+    ttl: 10s
 
 agents:
 {part["agents"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nearpath.demo.place import MIRROR_ADDRESS, ORIGIN, REGIONS, SERVICE, Place, nearest
+from nearpath.demo.place import API_SERVICE, MIRROR_ADDRESS, ORIGIN, REGIONS, SERVICE, Place, nearest
 
 
 def command(name: str) -> str:
@@ -34,6 +34,9 @@ def _lines(place: Place) -> list[str]:
         f"   {dig} +subnet={prefix:16} # a client in {region:7} -> {MIRROR_ADDRESS[mirror]} ({mirror})"
         for (region, mirror), (_head, prefix) in zip(nearest().items(), REGIONS.values(), strict=True)
     ]
+    dig_api = f"dig @127.0.0.1 -p {place.ports['dns']} +short {API_SERVICE.rstrip('.')}"
+    gateway = f"http://{MIRROR_ADDRESS['tokyo']}:{place.ports['gateway']}/v1/chat/completions"
+    ask = f"curl -si --json @{os.path.relpath(place.ask)} {gateway}"
     stopped = os.path.relpath(place.folder / "sync-frankfurt.pid")
     return [
         "",
@@ -58,7 +61,12 @@ def _lines(place: Place) -> list[str]:
         f"   kill -STOP $(cat {stopped})      # and kill -CONT to undo",
         f"   {nearpath} explain {name} --client 192.0.2.7 {config}",
         "",
-        "[bold]6. Take a mirror out by hand, or break the configuration[/]",
+        "[bold]6. Ask tokyo's API gateway; cut it off from the API, ask again: it answers, and says how; DNS leaves it[/]",
+        f"   {ask}",
+        f"   curl -X POST http://{MIRROR_ADDRESS['tokyo']}:{http}/cut      # and -X DELETE to undo",
+        f"   {dig_api} +subnet={REGIONS['asia'][1]}",
+        "",
+        "[bold]7. Take a mirror out by hand, or break the configuration[/]",
         f"   {nearpath} drain frankfurt {config}      # and undrain",
         f"   edit {os.path.relpath(place.appliance)}, then: {nearpath} reload {config}",
         "",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from nearpath.demo.api import Line
 from nearpath.demo.place import DELAY_MS, MIRROR_ADDRESS, REGIONS
 
 
@@ -20,6 +21,7 @@ class Mirror:
 
     name: str
     content: Path
+    line: Line
     rng: random.Random
     raised_ms: dict[str, float] = field(default_factory=dict)
 
@@ -35,7 +37,7 @@ class Mirror:
     def app(self) -> web.Application:
         """GET / answers like a mirror, GET /files/ serves its copy.
 
-        POST /delay?ms=300[&region=asia] raises its delay, DELETE /delay takes it back.
+        POST /delay?ms=300[&region=asia] raises its delay, DELETE /delay takes it back. /cut: see `Line`.
         """
 
         async def page(request: web.Request) -> web.Response:
@@ -57,14 +59,15 @@ class Mirror:
 
         app = web.Application()
         app.add_routes([web.get("/", page), web.post("/delay", raise_delay), web.delete("/delay", restore)])
+        self.line.add_routes(app)
         self.content.mkdir(parents=True, exist_ok=True)
         app.router.add_static("/files", self.content, show_index=True)
         return app
 
 
-async def start_mirror(name: str, content: Path, port: int) -> web.AppRunner:
+async def start_mirror(name: str, content: Path, line: Line, port: int) -> web.AppRunner:
     """Start a mirror on its address; OSError when it is in use."""
-    runner = web.AppRunner(Mirror(name, content, random.Random(name)).app(), access_log=None)
+    runner = web.AppRunner(Mirror(name, content, line, random.Random(name)).app(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, MIRROR_ADDRESS[name], port).start()
     return runner

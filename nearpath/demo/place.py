@@ -19,9 +19,10 @@ DELAY_MS = {
 }
 MIRROR_ADDRESS = {"tokyo": "127.0.11.1", "frankfurt": "127.0.12.1", "virginia": "127.0.13.1"}
 SERVICE = "www.mirror.example."
+API_SERVICE = "api.mirror.example."
 TREE = "files"
 ORIGIN = "origin"
-USUAL_PORTS = {"dns": 5300, "report": 8053, "metrics": 9153, "http": 8080, "sync": 8730}
+USUAL_PORTS = {"dns": 5300, "report": 8053, "metrics": 9153, "http": 8080, "sync": 8730, "gateway": 8000, "api": 8001}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,20 @@ class Place:
     def node(self, name: str) -> Path:
         """A syncd's configuration: of the origin, or of a mirror."""
         return self.folder / f"sync-{name}" / "syncd.yaml"
+
+    def gateway(self, mirror: str) -> Path:
+        """A gateway's configuration."""
+        return self.folder / f"gateway-{mirror}" / "local-infer.yaml"
+
+    @property
+    def faq(self) -> Path:
+        """What the gateways answer from when they cannot ask: the questions, and beside it the index of them."""
+        return self.folder / "faq.yaml"
+
+    @property
+    def ask(self) -> Path:
+        """A request to try the gateways with."""
+        return self.folder / "ask.json"
 
     def content(self, name: str) -> Path:
         """The files that a node has: the origin's are the truth, a mirror's are its copy."""

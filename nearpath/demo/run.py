@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import socket
@@ -18,12 +19,14 @@ from rich.console import Console
 
 from core.errors import NearpathError
 from core.io_control import CONTROL_SOCKET
+from core.io_state import hold_state_dir
+from nearpath.demo.api import Line
 from nearpath.demo.files import write_files
 from nearpath.demo.lines import command, show_lines
 from nearpath.demo.mirror import start_mirror
-from nearpath.demo.place import MIRROR_ADDRESS, ORIGIN, REGIONS, USUAL_PORTS, Place, nearest
+from nearpath.demo.place import API_SERVICE, MIRROR_ADDRESS, ORIGIN, REGIONS, SERVICE, USUAL_PORTS, Place, nearest
 
-_READY_TIMEOUT_S = 45.0
+_READY_TIMEOUT_S = 90.0
 
 
 def run_demo(folder: Path, *, any_port: bool = False) -> int:
@@ -36,37 +39,48 @@ def run_demo(folder: Path, *, any_port: bool = False) -> int:
 async def _run(folder: Path, any_port: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     ports = {purpose: _free_port(None if any_port else usual) for purpose, usual in USUAL_PORTS.items()}
+    lock = hold_state_dir(folder, "demo")
     place = Place(folder, ports)
     write_files(place)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    runners = [await start_mirror(name, place.content(name), ports["http"]) for name in MIRROR_ADDRESS]
-    processes: list[Process] = []
+    api = {name: Line(name, ports["api"]) for name in MIRROR_ADDRESS}
+    for line in api.values():
+        await line.join()
+    runners = [await start_mirror(name, place.content(name), api[name], ports["http"]) for name in MIRROR_ADDRESS]
+    processes: dict[str, Process] = {}
     try:
-        console.print("starting the appliance, three agents and three mirrors with their syncd ...")
+        console.print("starting the appliance, three agents, three mirrors with syncd and an API gateway ...")
+        index = folder / "faq-index"
+        build = await _start(folder / "faq.log", "local-infer", "build", "--faq", str(place.faq), "--out", str(index))
+        if await build.wait():
+            raise NearpathError(f"the index {index} could not be built", f"see {folder / 'faq.log'}")
         for log, program, *arguments in _programs(place):
             process = await _start(folder / f"{log}.log", program, *arguments)
             (folder / f"{log}.pid").write_text(f"{process.pid}\n")
-            processes.append(process)
+            processes[log] = process
         if await _until_measured(place, processes, stop):
             show_lines(console, place)
-        ended = asyncio.create_task(processes[0].wait())
+        ended = asyncio.create_task(processes["nearpath"].wait())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             raise NearpathError("the appliance has ended", f"see {folder / 'nearpath.log'}")
     finally:
-        for process in processes:
+        for process in processes.values():
             if process.returncode is None:
                 process.terminate()
                 process.send_signal(signal.SIGCONT)  # one that was frozen on the way ends, too
-        await asyncio.gather(*(_end(process) for process in processes))
+        await asyncio.gather(*(_end(process) for process in processes.values()))
         for log, *_ in _programs(place):
             (folder / f"{log}.pid").unlink(missing_ok=True)
         for runner in runners:
             await runner.cleanup()
+        for line in api.values():
+            await line.cut()
+        os.close(lock)
 
 
 def _programs(place: Place) -> list[tuple[str, ...]]:
@@ -75,6 +89,7 @@ def _programs(place: Place) -> list[tuple[str, ...]]:
         ("nearpath", "nearpath", "up", "-c", str(place.appliance)),
         *((f"agent-{region}", "probe-agent", "-c", str(place.agent(region))) for region in REGIONS),
         *((f"sync-{name}", "syncd", "run", "-c", str(place.node(name))) for name in (ORIGIN, *MIRROR_ADDRESS)),
+        *((f"gateway-{name}", "local-infer", "run", "-c", str(place.gateway(name))) for name in MIRROR_ADDRESS),
     ]
 
 
@@ -93,15 +108,15 @@ async def _end(process: Process) -> None:
         await process.wait()
 
 
-async def _until_measured(place: Place, processes: list[Process], stop: asyncio.Event) -> bool:
+async def _until_measured(place: Place, processes: dict[str, Process], stop: asyncio.Event) -> bool:
     """Wait until every region is sent where the printed lines say: by live measurements, to mirrors with fresh files."""
     deadline = time.monotonic() + _READY_TIMEOUT_S
     connector = aiohttp.UnixConnector(path=str(place.folder / "state" / CONTROL_SOCKET))
     async with aiohttp.ClientSession(connector=connector) as session:
         while time.monotonic() < deadline and not stop.is_set():
-            ended = next((p for p in processes if p.returncode is not None), None)
-            if ended is not None:
-                raise NearpathError("a part of the demo could not start", f"see the logs in {place.folder}")
+            for log, process in processes.items():
+                if process.returncode is not None:
+                    raise NearpathError(f"{log} could not start", f"see {place.folder / f'{log}.log'}")
             try:
                 async with session.get("http://nearpath/v1/status") as response:
                     if _is_ready(await response.json()):
@@ -115,9 +130,12 @@ async def _until_measured(place: Place, processes: list[Process], stop: asyncio.
 
 
 def _is_ready(picture: dict[str, Any]) -> bool:
-    chosen = {c["catchment"]: c["mirrors"][0]["mirror"] for c in picture["catchments"] if c["quality"] == "live"}
+    live = [c for c in picture["catchments"] if c["quality"] == "live"]
+    chosen = {c["catchment"]: c["mirrors"][0]["mirror"] for c in live if c["service"] == SERVICE}
+    gateways = {c["catchment"] for c in live if c["service"] == API_SERVICE}
     fresh = {stamp["mirror"] for stamp in picture["stamps"] if stamp["state"] == "fresh"}
-    return chosen.items() >= nearest().items() and fresh >= MIRROR_ADDRESS.keys()
+    is_chosen = chosen.items() >= nearest().items() and gateways >= REGIONS.keys()
+    return is_chosen and fresh >= MIRROR_ADDRESS.keys()
 
 
 def _free_port(usual: int | None) -> int:
