@@ -1,8 +1,8 @@
 """The load generator of the gateway's benchmark: keep-alive connections, so cheap that a core is left to it.
 
 `python -m bench.infer_load SETTINGS` prints one JSON object. SETTINGS is one too: port, path, key, connections, seconds,
-body (`@` is a number that changes), and perhaps rate and distinct. With a rate requests start at their planned times, and
-latency counts from there (no coordinated omission); without it each connection asks again at once.
+body (`@` is a number that changes), and perhaps rate, distinct and linger_s. With a rate requests start at their planned
+times, and latency counts from there (no coordinated omission); without it each connection asks again at once.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Load:
         cpu_s = time.process_time() - cpu_s
         count = len(self.latencies_s)
         self._stopping = True
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(settings.get("linger_s", 0.2))
         return {
             "rps": count / elapsed_s,
             "count": count,
