@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.tokens import token_sha256
 from syncd.store.signed_root import public_key
-from syncd.transfer.wire import token_sha256
 
 TREE = "bench"
 START_S = 600.0
@@ -84,7 +84,6 @@ class Fleet:
     """how to start a node, where not here"""
     nodes: list[SyncNode] = field(default_factory=list)
     seed: bytes = field(default_factory=lambda: secrets.token_bytes(32))
-    certificates: dict[str, Path] = field(default_factory=dict)
 
     def __enter__(self) -> Fleet:
         return self

@@ -1,8 +1,9 @@
-"""The operator's HTTP interface of every daemon: /metrics, /healthz (alive), /readyz (serving, or why not)."""
+"""HTTP of every daemon: listening sockets, TLS, and the operator's /metrics, /healthz (alive), /readyz (or why not)."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 
 from aiohttp import web
@@ -63,3 +64,18 @@ def bound_address(sock: socket.socket) -> str:
     """`ADDRESS:PORT` that a socket is bound to (the real port, where 0 was asked for)."""
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def server_tls(certificate: str, key: str, *, both_ours: bool = False) -> ssl.SSLContext:
+    """TLS 1.2 or newer (1.3 where both ends are ours) with this chain and key (PEM files); NearpathError names them."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if both_ours else ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise NearpathError(
+            f"cannot use certificate {certificate} with key {key}: {error}",
+            "both must be PEM files that belong together and that the daemon's user can read",
+        ) from None
+    return context

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 
 from core.config import split_listen
+from core.io_log import get_logger
 
 _ANY_TO_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+_log = get_logger("selfcheck")
 
 
 def is_answering(listen: str, timeout_s: float = 1.0) -> bool:
@@ -25,3 +29,11 @@ def is_answering(listen: str, timeout_s: float = 1.0) -> bool:
             return sock.recv(512)[:2] == ident
         except OSError:
             return False
+
+
+def are_answering(listen: Sequence[str]) -> bool:
+    """Whether each of our own addresses answers; those that do not are logged."""
+    silent = [address for address in listen if not is_answering(address)]
+    if silent:
+        _log.error("no_answer_from_own_socket", addresses=silent)
+    return not silent

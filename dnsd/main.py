@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
-import signal
-import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ from core.errors import BusUnavailable, MessageError, NearpathError
 from core.io_bus import read_value
 from core.io_config import read_config
 from core.io_http import bind_tcp, make_health_app
+from core.io_life import Life, errors_printed, live
 from core.io_log import get_logger, set_up_logging
-from core.io_systemd import Notifier
 from dnsd.image import Image, compile_image, with_table
 from dnsd.io_files import Names, read_names
-from dnsd.io_selfcheck import is_answering
+from dnsd.io_selfcheck import are_answering
 from dnsd.io_server import DnsServer, answer_options
 from policy.table import ALIVE_EVERY_S, ALIVE_KEY, TABLE_KEY, SteeringTable, load_services, mark_stale
 
@@ -117,34 +116,35 @@ def load_image(
 class _Daemon:
     """The running server with what it serves."""
 
-    def __init__(self, file: Path, notifier: Notifier) -> None:
+    def __init__(self, file: Path) -> None:
         self.file = file
-        self.notifier = notifier
         self.config, self.names, self.store, image = load_image(file, 1, time.monotonic())
         self.registry = CollectorRegistry()
         self.server = DnsServer(self.config.dns, self.registry)
         self.server.swap(image)
+        self._swapping = threading.Lock()
 
     def follow(self) -> None:
         """Serve what the store says now."""
-        if poll(self.store, self.names, time.monotonic()):
-            image = self.server.image()
+        with self._swapping:
+            if not poll(self.store, self.names, time.monotonic()):
+                return
             try:
-                self.server.swap(with_table(image, _serving(self.store)))
+                self.server.swap(with_table(self.server.image(), _serving(self.store)))
             except NearpathError as error:
                 _log.error(
                     "table_refused", why=str(error), doing="the last table is served; reload after both files agree"
                 )
 
     def reload(self) -> None:
-        """Serve what the files say now; a fault changes nothing and is logged."""
-        try:
-            config, names, store, image = load_image(
-                self.file, self.server.image().generation + 1, time.monotonic(), self.store
-            )
-        except NearpathError as error:
-            _log.error("reload_failed", why=str(error), doing="the old configuration runs on")
-            return
+        """Serve what the files say now; NearpathError changes nothing."""
+        with self._swapping:
+            self._reload()
+
+    def _reload(self) -> None:
+        config, names, store, image = load_image(
+            self.file, self.server.image().generation + 1, time.monotonic(), self.store
+        )
         if config.dns.listen != self.config.dns.listen:
             _log.warning("listen_unchanged", reason="dns.listen takes effect with a restart")
         self.config, self.names, self.store = config, names, store
@@ -160,52 +160,39 @@ class _Daemon:
         )
 
 
-async def serve(file: Path, notifier: Notifier) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads configuration, zones and tables again."""
-    wanted: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, wanted.put_nowait, number)
-    daemon = await asyncio.to_thread(_Daemon, file, notifier)
+async def _start(file: Path) -> Life:
+    daemon = await asyncio.to_thread(_Daemon, file)
     runner = web.AppRunner(make_health_app(daemon.registry, daemon.not_ready))
+
+    async def close() -> None:
+        await runner.cleanup()
+        await asyncio.to_thread(daemon.server.stop)
+
+    async def follow() -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            await asyncio.to_thread(daemon.follow)
+
     try:
         daemon.server.start()
         await runner.setup()
         for listen in daemon.config.dns.metrics:
             await web.SockSite(runner, bind_tcp(listen)).start()
-        _log.info("ready", listen=daemon.server.addresses, zones=len(daemon.names.zones))
-        notifier.ready(f"serving {len(daemon.names.zones)} zones")
-        await _follow(daemon, wanted)
-    finally:
-        notifier.stopping()
-        await runner.cleanup()
-        await asyncio.to_thread(daemon.server.stop)
-    _log.info("stopped")
+    except BaseException:
+        await close()
+        raise
+    _log.info("ready", listen=daemon.server.addresses, zones=len(daemon.names.zones))
+    return Life(
+        status=lambda: "; ".join([f"serving {len(daemon.names.zones)} zones", *daemon.not_ready()]),
+        reload=lambda: asyncio.to_thread(daemon.reload),
+        close=close,
+        is_well=lambda: asyncio.to_thread(are_answering, daemon.server.addresses),
+        work=follow,
+    )
 
 
-async def _follow(daemon: _Daemon, wanted: asyncio.Queue[int]) -> None:
-    """Act on signals until one ends the daemon; poll the store; tell the watchdog while our questions are answered."""
-    watchdog_s = daemon.notifier.watchdog_interval_s
-    checked_s = time.monotonic()
-    while True:
-        try:
-            async with asyncio.timeout(_POLL_S):
-                received = await wanted.get()
-        except TimeoutError:
-            await asyncio.to_thread(daemon.follow)
-            if watchdog_s is not None and time.monotonic() - checked_s >= watchdog_s - _POLL_S:
-                checked_s = time.monotonic()
-                if all([await asyncio.to_thread(is_answering, address) for address in daemon.server.addresses]):
-                    daemon.notifier.alive()
-            continue
-        if received != signal.SIGHUP:
-            return
-        daemon.notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-        await asyncio.to_thread(daemon.reload)
-        daemon.notifier.ready(f"serving {len(daemon.names.zones)} zones")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the `dnsd` command; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `dnsd` command."""
     parser = argparse.ArgumentParser(prog="dnsd", description="Authoritative DNS server of nearpath")
     parser.add_argument(
         "-c", "--config", type=Path, required=True, metavar="FILE", help="the appliance's configuration"
@@ -213,13 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log-json", action="store_true", help="log JSON lines")
     options = parser.parse_args(arguments)
     set_up_logging(json=options.log_json)
-    try:
-        asyncio.run(serve(options.config, Notifier()))
-    except NearpathError as error:
-        sys.stderr.write(f"dnsd: {error}\n")
-        return error.exit_status
-    return 0
+    with errors_printed("dnsd"):
+        asyncio.run(live(lambda: _start(options.config)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

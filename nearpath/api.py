@@ -13,13 +13,17 @@ from core.config import Config
 from core.errors import BusUnavailable, MessageError
 from core.io_clock import AnchoredClock
 from core.io_log import get_logger
-from core.messages import ReportAck, SampleReport, Target, TargetList, encode
-from nearpath.admission import not_stored, read_report, too_many, unauthorized, under_way
-from nearpath.ingest import NEW_INCARNATION_EVERY_S, AgentState, accept_report, authenticate
+from core.messages import MAX_SAMPLES_PER_REPORT, ReportAck, SampleReport, Target, TargetList, encode
+from core.tokens import authenticate
+from nearpath.admission import RETRY_S, not_stored, read_report, too_many, unauthorized, under_way
+from nearpath.ingest import NEW_INCARNATION_EVERY_S, AgentState, accept_report, sample_cost_s
 from nearpath.silence import heed_silence
 from nearpath.stamps import NodeState, add_stamp_route
 from nearpath.steerer import SAMPLES, Steerer
 from probes.loglimit import LogLimit
+
+_LEAST_COST = 20
+"""Samples that a report costs at least: a hundred small ones a second."""
 
 AGENT_HEADER = "X-Nearpath-Agent"
 _log = get_logger("api")
@@ -60,6 +64,10 @@ class ReportInterface:
     refused: int = 0
     nodes_refused: int = 0
     log_limit: LogLimit = field(default_factory=LogLimit)
+    sample_cost_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sample_cost_s = sample_cost_s(self.targets)
 
     def complain(self, event: str, *, agent: str = "", node: str = "", **more: object) -> None:
         """Log what an agent or a node did wrong, once a minute for each event and name: it must not fill the log."""
@@ -72,6 +80,7 @@ class ReportInterface:
         """Serve another configuration; agents and nodes that it no longer names are refused from now on."""
         self.config = config
         self.targets = make_targets(config)
+        self.sample_cost_s = sample_cost_s(self.targets)
         self.agents = {name: self.agents.get(name, AgentState(name)) for name in config.agents}
         self.nodes = {name: self.nodes.get(name, NodeState(name)) for name in config.nodes}
 
@@ -102,13 +111,20 @@ def make_report_app(api: ReportInterface) -> web.Application:
     async def samples(request: web.Request) -> web.Response:
         state = agent_of(request)
         with under_way(state):
+            if state.allowance.is_spent(api.clock.now()):
+                api.complain("samples_too_often", agent=state.name, why="it sends many times what it has to probe")
+                raise too_many("too many samples of this agent", RETRY_S)
             try:
                 report = await read_report(request, SampleReport)
             except MessageError as error:
+                # As dear as the largest: what it is was found out by reading it whole.
+                state.allowance.charge(MAX_SAMPLES_PER_REPORT * api.sample_cost_s, api.clock.now())
                 api.complain("report_refused", agent=state.name, why=str(error))
                 raise web.HTTPBadRequest(text=f"{error}\n") from None
             # One report of an agent at a time: a repeated one must find what the first has stored.
             async with api.locks.setdefault(state.name, asyncio.Lock()):
+                # Repeated ones and empty ones too: they are read and looked up.
+                state.allowance.charge(max(_LEAST_COST, len(report.samples)) * api.sample_cost_s, api.clock.now())
                 return await _store(api, state, report)
 
     app = web.Application(client_max_size=api.config.report.max_body)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 from pathlib import Path
 
 from aiohttp import web
@@ -20,17 +19,17 @@ from core.errors import BusUnavailable, NearpathError
 from core.io_bus import EmbeddedBus
 from core.io_clock import AnchoredClock
 from core.io_config import read_config
-from core.io_http import bind_tcp, bound_address, make_health_app
+from core.io_control import bind_control
+from core.io_http import bind_tcp, bound_address, make_health_app, server_tls
 from core.io_log import get_logger
 from core.io_state import hold_state_dir
 from core.messages import MirrorAdmin, encode
 from dnsd.image import Image, compile_image, with_table
 from dnsd.io_server import DnsServer, answer_options
 from nearpath.api import ReportInterface, make_report_app, make_targets
-from nearpath.client import CONTROL_SOCKET
 from nearpath.control import make_control_app
 from nearpath.ingest import AgentState
-from nearpath.loading import Loaded, load, make_tls_context
+from nearpath.loading import Loaded, load
 from nearpath.metrics import register_metrics
 from nearpath.silence import close_silent
 from nearpath.stamps import NodeState
@@ -204,7 +203,7 @@ class Appliance:
 
     async def _listen(self) -> None:
         config = self.config
-        tls = make_tls_context(config.report.tls) if config.report.tls else None
+        tls = server_tls(config.report.tls.cert, config.report.tls.key) if config.report.tls else None
         report = await self._run_app(make_report_app(self.api))
         self._stack.push_async_callback(_cancelled, asyncio.create_task(close_silent(report), name="silence"))
         for listen in config.report.listen:
@@ -217,7 +216,7 @@ class Appliance:
             await web.SockSite(health, sock).start()
             self.metrics_addresses.append(bound_address(sock))
         control = await self._run_app(make_control_app(self))
-        await web.SockSite(control, _bind_control(Path(config.state_dir) / CONTROL_SOCKET)).start()
+        await web.SockSite(control, bind_control(Path(config.state_dir))).start()
 
     async def _run_app(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)
@@ -233,24 +232,6 @@ def _image_of(loaded: Loaded, table: SteeringTable, generation: int) -> Image:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _bind_control(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # The lock is held: a socket that is there was left behind by a killed process.
-        path.unlink(missing_ok=True)
-        sock.bind(str(path))
-        path.chmod(0o660)
-        sock.listen(16)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise NearpathError(
-            f"cannot create the control socket {path}: {error.strerror or error}",
-            "its path may be too long (107 bytes at most): choose a shorter state_dir",
-        ) from None
-    return sock
 
 
 def _refuse_fixed_changes(old: Config, new: Config) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +13,8 @@ from rich.console import Console
 
 from core.errors import NearpathError
 from core.io_config import read_agent_config, read_config
+from core.io_token import issue_token
 from nearpath.client import ask
-from nearpath.ingest import token_sha256
 from nearpath.views import show_explanation, show_status
 
 app = typer.Typer(
@@ -141,22 +140,8 @@ def agent_token(
     file: Annotated[Path | None, typer.Option(help="Write the token here (mode 0600), not to the screen.")] = None,
 ) -> None:
     """Draw a token for a probe agent or a mirror node's syncd; prints the line for the appliance's configuration."""
-    token = secrets.token_urlsafe(32)
-    if file is None:
-        console.print(f"token (for the token_file of the agent or of syncd): {token}", soft_wrap=True)
-    else:
-        try:
-            file.touch(mode=0o600, exist_ok=False)
-            file.write_text(token + "\n")
-        except OSError as error:
-            raise NearpathError(
-                f"cannot write {file}: {error.strerror}", "name a new file in a writable folder"
-            ) from None
-        console.print(f"token written to {file}", soft_wrap=True)
-    console.print(
-        f"for the appliance's configuration, under agents or nodes:  token_sha256: {token_sha256(token)}",
-        soft_wrap=True,
-    )
+    for line in issue_token(file, "the agent or of syncd", "the appliance's configuration, under agents or nodes"):
+        console.print(line, soft_wrap=True)
 
 
 @app.command()

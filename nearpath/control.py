@@ -1,16 +1,16 @@
-"""The control socket: what the command line asks a running appliance. Reached by file permissions only (mode 0660)."""
+"""What the command line asks a running appliance over its control socket."""
 
 from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from core.config import check_domain
 from core.errors import BusUnavailable, NearpathError
+from core.io_control import Refusal, control_app, told
 from nearpath.picture import make_picture
 from policy.explain import explain
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def make_control_app(appliance: Appliance) -> web.Application:
-    """The aiohttp application behind the control socket; every answer is JSON, errors are {"error", "fix"}."""
+    """The application behind the control socket."""
 
     async def status(_request: web.Request) -> web.Response:
-        return _json(make_picture(appliance))
+        return told(make_picture(appliance))
 
     async def explain_name(request: web.Request) -> web.Response:
         query = request.query
@@ -32,8 +32,8 @@ def make_control_app(appliance: Appliance) -> web.Application:
         engine, now = appliance.steerer.engine, appliance.clock.now()
         story = explain(engine, owner, asked, client, address, family, now)
         if story is None:
-            raise _refused(404, f"{owner} has no IPv{asked} mirrors", "ask for the other type, or add addresses")
-        return _json(dataclasses.asdict(story))
+            raise Refusal(404, f"{owner} has no IPv{asked} mirrors", "ask for the other type, or add addresses")
+        return told(dataclasses.asdict(story))
 
     async def drain(request: web.Request) -> web.Response:
         return await _set_drained(appliance, request, True)
@@ -46,11 +46,10 @@ def make_control_app(appliance: Appliance) -> web.Application:
             await appliance.reload()
         except NearpathError as error:
             fix = f"{error.fix}; " if error.fix else ""
-            raise _refused(409, error.what, f"{fix}the running appliance keeps its old configuration") from None
-        return _json({"reloaded": str(appliance.config_file)})
+            raise Refusal(409, error.what, f"{fix}the running appliance keeps its old configuration") from None
+        return told({"reloaded": str(appliance.config_file)})
 
-    app = web.Application(client_max_size=64 << 10, middlewares=[_errors_as_json])
-    app.add_routes(
+    return control_app(
         [
             web.get("/v1/status", status),
             web.get("/v1/explain", explain_name),
@@ -59,7 +58,6 @@ def make_control_app(appliance: Appliance) -> web.Application:
             web.post("/v1/reload", reload),
         ]
     )
-    return app
 
 
 def parse_client(text: str) -> tuple[str, int, int]:
@@ -78,10 +76,10 @@ def _service_name(appliance: Appliance, text: str) -> str:
     try:
         owner = check_domain(text if text.endswith(".") else text + ".")
     except ValueError as error:
-        raise _refused(400, str(error), "give the steered name, such as www.mirror.example") from None
+        raise Refusal(400, str(error), "give the steered name, such as www.mirror.example") from None
     services = appliance.config.services
     if owner not in services:
-        raise _refused(404, f"{owner} is not a steered name", f"steered names: {', '.join(services) or 'none'}")
+        raise Refusal(404, f"{owner} is not a steered name", f"steered names: {', '.join(services) or 'none'}")
     return owner
 
 
@@ -90,37 +88,12 @@ async def _set_drained(appliance: Appliance, request: web.Request, drained: bool
         body = await request.json()
         mirror, by = str(body["mirror"]), str(body.get("by", "unknown"))
     except (ValueError, KeyError, TypeError):
-        raise _refused(400, "the request names no mirror", 'send {"mirror": NAME}') from None
+        raise Refusal(400, "the request names no mirror", 'send {"mirror": NAME}') from None
     try:
         await appliance.set_drained(mirror, drained, by)
     except KeyError:
         known = ", ".join(appliance.config.mirrors) or "none"
-        raise _refused(404, f"{mirror!r} is not a mirror", f"mirrors: {known}") from None
+        raise Refusal(404, f"{mirror!r} is not a mirror", f"mirrors: {known}") from None
     except BusUnavailable as error:
-        raise _refused(503, error.what, error.fix) from None
-    return _json({"mirror": mirror, "drained": drained})
-
-
-class _Refusal(Exception):
-    def __init__(self, status: int, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.status, self.what, self.fix = status, what, fix
-
-
-def _refused(status: int, what: str, fix: str) -> _Refusal:
-    return _Refusal(status, what, fix)
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
-    try:
-        answer: web.StreamResponse = await handler(request)
-        return answer
-    except _Refusal as refusal:
-        return _json({"error": refusal.what, "fix": refusal.fix}, refusal.status)
-    except NearpathError as error:
-        return _json({"error": error.what, "fix": error.fix}, 400)
-
-
-def _json(body: Any, status: int = 200) -> web.Response:
-    return web.Response(text=json.dumps(body) + "\n", status=status, content_type="application/json")
+        raise Refusal(503, error.what, error.fix) from None
+    return told({"mirror": mirror, "drained": drained})

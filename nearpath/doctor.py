@@ -17,7 +17,8 @@ from rich.text import Text
 from core.config import Config
 from core.errors import ConfigError, NearpathError
 from core.io_config import read_config
-from nearpath.client import CONTROL_SOCKET, ask
+from core.io_control import CONTROL_SOCKET
+from nearpath.client import ask
 from nearpath.doctor_answers import check_answers, own_servers
 from nearpath.doctor_ask import Server, parse_server
 from nearpath.doctor_delegation import check_delegations

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from core.config import Agent, Node
-from core.messages import PathSample, SampleReport
+from core.config import Agent
+from core.messages import PathSample, SampleReport, TargetList
+from nearpath.admission import Allowance
 
 CLOCK_JUMP_S = 1.0
 """An agent's wall clock that moved by more than this between two reports was set, not slewed (adjtime slews 0.5 ms/s)."""
@@ -21,27 +18,12 @@ MAX_INCARNATIONS = 64
 NEW_INCARNATION_EVERY_S = 10.0
 """Each is kept for 30 days: beyond the first 64, new ones are taken no faster than this."""
 
-_NO_TOKEN = hashlib.sha256(b"no agent has this token").hexdigest()
 
-Known = TypeVar("Known", Agent, Node)
-
-
-def token_sha256(token: str) -> str:
-    """What the configuration keeps of a token."""
-    # A header may hold bytes that are no UTF-8, which aiohttp hands on as lone surrogates.
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def authenticate(name: str, authorization: str, known: Mapping[str, Known]) -> Known | None:
-    """The agent or node that `name` and its bearer token belong to, or None.
-
-    Takes the same time for a wrong token and an unknown name, so that names cannot be found out.
-    """
-    scheme, _space, token = authorization.partition(" ")
-    entry = known.get(name)
-    expected = entry.token_sha256 if entry is not None else _NO_TOKEN
-    same = hmac.compare_digest(token_sha256(token.strip()), expected)
-    return entry if same and scheme.lower() == "bearer" else None
+LEAST_RATE = 2000.0
+RATE_FACTOR = 4.0
+SAMPLES_AHEAD_S = 60.0
+"""Samples a second of one agent: four times what its targets make, 2,000 at least, in the long run; a minute's worth at
+once. So a full spool (a million) is taken over in ten minutes, and no agent fills the disk or takes the time of answers."""
 
 
 @dataclass(slots=True)
@@ -59,6 +41,7 @@ class AgentState:
     address: str = ""
     doubtful: bool = False
     under_way: int = 0
+    allowance: Allowance = field(default_factory=lambda: Allowance(SAMPLES_AHEAD_S))
     _known: dict[str, None] = field(default_factory=dict)
     _paid_until_s: float = -math.inf
 
@@ -74,6 +57,11 @@ class AgentState:
         if len(self._known) > MAX_INCARNATIONS:
             del self._known[next(iter(self._known))]
         return True
+
+
+def sample_cost_s(targets: TargetList) -> float:
+    """What one sample costs of an agent's allowance: it may send RATE_FACTOR times what these targets make."""
+    return 1.0 / max(LEAST_RATE, RATE_FACTOR * sum(1.0 / target.how.interval for target in targets.targets))
 
 
 def accept_report(report: SampleReport, agent: Agent, state: AgentState, now: float) -> list[PathSample]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import Config, Tls
-from core.errors import ConfigError, NearpathError, Problem
+from core.config import Config
+from core.errors import ConfigError, Problem
+from core.io_http import server_tls
 from dnsd.io_files import read_names, read_region_sources
 from dnsd.zone import Zone
 from policy.plan import SteeringPlan, make_plan
@@ -41,7 +41,7 @@ def load(config: Config, older: Loaded | None = None) -> Loaded:
     names = read_names(config, older.plan.regions if older and unchanged else None)
     _check_region_names(config, names.regions)
     if config.report.tls:
-        make_tls_context(config.report.tls)
+        server_tls(config.report.tls.cert, config.report.tls.key)
     warnings = (*names.warnings, *_slow_checks(config), *_odd_freshness(config))
     return Loaded(config, names.zones, make_plan(config, names.regions), warnings, stamps)
 
@@ -49,20 +49,6 @@ def load(config: Config, older: Loaded | None = None) -> Loaded:
 def lint_config_regions(config: Config) -> tuple[Finding, ...]:
     """What the linter has to say about the region tables of a configuration."""
     return lint_regions(*read_region_sources(config))
-
-
-def make_tls_context(tls: Tls) -> ssl.SSLContext:
-    """The server side TLS context of the report interface; NearpathError that names the bad file."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(tls.cert, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise NearpathError(
-            f"cannot use certificate {tls.cert} with key {tls.key}: {error}",
-            "both must be PEM files that belong together and that the daemon's user can read",
-        ) from None
-    return context
 
 
 def _slow_checks(config: Config) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,8 +12,8 @@ from aiohttp import web
 from core.config import Node
 from core.errors import BusUnavailable, MessageError
 from core.messages import MAX_STAMPS_PER_REPORT, StampAck, StampReport, SyncStamp, encode
-from nearpath.admission import not_stored, read_report, too_many, unauthorized, under_way
-from nearpath.ingest import authenticate
+from core.tokens import authenticate
+from nearpath.admission import Allowance, not_stored, read_report, too_many, unauthorized, under_way
 from nearpath.steerer import STAMP_PREFIX
 
 if TYPE_CHECKING:
@@ -43,15 +42,11 @@ class NodeState:
     under_way: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tree_heard_s: dict[str, float] = field(default_factory=dict)
-    _paid_until_s: float = -math.inf
+    allowance: Allowance = field(default_factory=lambda: Allowance(_MOST_CREDIT_S))
 
     def admits(self, stamps: int, now: float) -> bool:
         """Whether a report of so many stamps may be taken now."""
-        paid_until_s = max(self._paid_until_s, now) + _REPORT_COST_S + stamps * _STAMP_COST_S
-        if paid_until_s > now + _MOST_CREDIT_S:
-            return False
-        self._paid_until_s = paid_until_s
-        return True
+        return self.allowance.take(_REPORT_COST_S + stamps * _STAMP_COST_S, now)
 
     def hear(self, report: StampReport, known: Iterable[str], now: float) -> list[str]:
         """Note a report; returns those of the `known` trees that it and those of the last minute leave out."""
@@ -104,10 +99,14 @@ def add_stamp_route(app: web.Application, api: ReportInterface) -> None:
     async def stamps(request: web.Request) -> web.Response:
         state = node_of(request)
         with under_way(state):
+            if state.allowance.is_spent(api.clock.now()):
+                raise too_many("too many reports of this node", _MOST_CREDIT_S / 2)
             try:
                 report = await read_report(request, StampReport)
                 _check(report, state)
             except MessageError as error:
+                # What it is was found out by reading it whole.
+                state.allowance.charge(_REPORT_COST_S, api.clock.now())
                 api.complain("stamps_refused", node=state.name, why=str(error))
                 raise web.HTTPBadRequest(text=f"{error}\n") from None
             # One report of a node at a time: the one that came last is its last word.

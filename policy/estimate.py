@@ -26,7 +26,6 @@ RFC 2439: a penalty that halves every `half_life`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -63,19 +62,6 @@ class PathState(Enum):
     UP = "up"
     DOWN = "down"
     DAMPED = "damped"
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What is known of one path; times in seconds, `loss_ratio` 0..1, `taken_s` of the newest sample."""
-
-    state: PathState
-    rtt_s: float | None
-    se_s: float
-    loss_ratio: float
-    count: int
-    taken_s: float
-    penalty: float
 
 
 class PathEstimator:
@@ -201,12 +187,6 @@ class PathEstimator:
         if self.penalty == 0.0:
             return 0.0
         return float(self.penalty * 0.5 ** (max(0.0, now - self.penalty_s) / self._damping.half_life))
-
-    def estimate(self, now: float) -> Estimate:
-        """A frozen picture for status and explain."""
-        return Estimate(
-            self.state, self.rtt_s, self.se_s, self.loss_ratio, self.count, self.taken_s, self.penalty_at(now)
-        )
 
     def _count_loss(self, lost: int) -> None:
         """Losses cost only while the path is up: an outage has been paid for by being down, and is over when it is over."""

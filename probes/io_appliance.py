@@ -13,13 +13,15 @@ import aiohttp
 from core.config import AgentConfig
 from core.errors import MessageError, NearpathError
 from core.io_log import get_logger
+from core.io_token import read_token
 from core.messages import ReportAck, SampleReport, TargetList, decode, encode
 from probes.report import parse_retry_after
+
+TOKEN_COMMAND = "nearpath agent-token"
 
 CALL_TIMEOUT_S = 20.0
 """A whole call, connect to last byte; a slow or hanging appliance holds the agent no longer than this."""
 
-_MAX_TOKEN_BYTES = 4096
 _MAX_ACK_BYTES = 64 << 10
 _MAX_TARGETS_BYTES = 48 << 20
 """100,000 targets, the most a list may have, take some 30 MB."""
@@ -41,24 +43,6 @@ class _Answer:
     status: int
     body: bytes
     retry_after_s: float | None
-
-
-def read_token(file: str) -> str:
-    """The token in `file`, read anew for each call so that it can be rotated; NearpathError says what is wrong."""
-    try:
-        with open(file, "rb") as stream:
-            data = stream.read(_MAX_TOKEN_BYTES + 1)
-    except OSError as error:
-        raise NearpathError(
-            f"token file {file} cannot be read: {error.strerror}",
-            "put the token from `nearpath agent-token` there, readable by the agent's user",
-        ) from None
-    token = data.strip()
-    if not token or len(data) > _MAX_TOKEN_BYTES or not all(33 <= byte <= 126 for byte in token):
-        raise NearpathError(
-            f"token file {file} does not hold a token", "it must hold the one word that `nearpath agent-token` printed"
-        )
-    return token.decode("ascii")
 
 
 def find_token_exposure(file: str) -> str | None:
@@ -131,7 +115,7 @@ class ApplianceClient:
     ) -> _Answer:
         url = self._base + path
         try:
-            token = read_token(self._config.token_file)
+            token = read_token(self._config.token_file, TOKEN_COMMAND)
         except NearpathError as error:
             raise CallFailed("token", error.what, error.fix) from None
         headers = {**headers, "Authorization": f"Bearer {token}"}

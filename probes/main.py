@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from core.config import AgentConfig
-from core.errors import ConfigError, NearpathError
+from core.errors import NearpathError
 from core.io_config import read_agent_config
+from core.io_life import Life, errors_printed, live
 from core.io_log import get_logger, set_up_logging
-from core.io_systemd import Notifier
+from core.io_token import read_token
 from probes.faults import LocalFault
 from probes.io_agent import Agent
-from probes.io_appliance import ApplianceClient, find_token_exposure, read_token
+from probes.io_appliance import TOKEN_COMMAND, ApplianceClient, find_token_exposure
 from probes.io_icmp import open_icmp
 from probes.io_tcp import source_for
 
-EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h: the unit is not restarted for it, since it does not get better by itself."""
-
-_STATUS_EVERY_S = 10.0
+_log = get_logger("main")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,72 +37,26 @@ def run(
 ) -> None:
     """Measure the mirrors from this host and report to the appliance."""
     set_up_logging(json=json_log, debug=debug)
-    try:
-        loaded = read_agent_config(config)
-    except ConfigError as error:
-        print(f"probe-agent: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_CONFIG) from None
+    loaded = read_agent_config(config)
     if check:
         raise typer.Exit(asyncio.run(_check(loaded)))
-    try:
-        asyncio.run(_run(config, loaded))
-    except NearpathError as error:
-        print(f"probe-agent: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    asyncio.run(live(lambda: _start(config, loaded)))
 
 
-async def _run(file: Path, config: AgentConfig) -> None:
-    log, notifier = get_logger("main"), Notifier()
-    stop, reload = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
+async def _start(file: Path, config: AgentConfig) -> Life:
     if config.appliance.startswith("http://"):
-        log.warning("token_unprotected", why=f"{config.appliance} is not https", fix="use https beyond this host")
+        _log.warning("token_unprotected", why=f"{config.appliance} is not https", fix="use https beyond this host")
     agent = await Agent.start(config)
-    log.info("started", agent=config.name, appliance=config.appliance, health=agent.health_addresses)
-    notifier.ready(agent.status())
-    tasks = [
-        asyncio.create_task(_reload_on(reload, file, agent, notifier)),
-        asyncio.create_task(_tell_systemd(agent, notifier)),
-    ]
-    failed, stopped = asyncio.create_task(agent.wait_failed()), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((failed, stopped), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        log.info("stopping")
-        notifier.stopping()
-        for task in (*tasks, stopped):
-            task.cancel()
-        await agent.stop()
-    if not stop.is_set():
-        await failed
-    failed.cancel()
+    _log.info("started", agent=config.name, appliance=config.appliance, health=agent.health_addresses)
 
+    async def reload() -> None:
+        await agent.reconfigure(await asyncio.to_thread(read_agent_config, file))
+        _log.info("reloaded", file=str(file))
 
-async def _reload_on(event: asyncio.Event, file: Path, agent: Agent, notifier: Notifier) -> None:
-    log = get_logger("main")
-    while True:
-        await event.wait()
-        event.clear()
-        notifier.reloading(time.monotonic_ns() // 1000)
-        try:
-            await agent.reconfigure(await asyncio.to_thread(read_agent_config, file))
-            log.info("reloaded", file=str(file))
-            notifier.ready(agent.status())
-        except NearpathError as error:
-            log.error("reload_failed", why=str(error), doing="the old configuration runs on")
-            notifier.ready(f"reload failed, the old configuration runs on: {error.what}")
+    async def is_well() -> bool:
+        return agent.is_alive()
 
-
-async def _tell_systemd(agent: Agent, notifier: Notifier) -> None:
-    every_s = min(_STATUS_EVERY_S, notifier.watchdog_interval_s or _STATUS_EVERY_S)
-    while True:
-        await asyncio.sleep(every_s)
-        notifier.status(agent.status())
-        if agent.is_alive():
-            notifier.alive()
+    return Life(status=agent.status, reload=reload, close=agent.stop, is_well=is_well, work=agent.wait_failed)
 
 
 # -- probe-agent --check
@@ -131,7 +80,7 @@ async def _check(config: AgentConfig) -> int:
 
 def _check_token(config: AgentConfig) -> tuple[bool, str]:
     try:
-        read_token(config.token_file)
+        read_token(config.token_file, TOKEN_COMMAND)
     except NearpathError as error:
         return False, str(error)
     exposure = find_token_exposure(config.token_file)
@@ -171,8 +120,9 @@ async def _check_appliance(config: AgentConfig) -> tuple[bool, str]:
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; an error an operator can act on is printed as such."""
+    with errors_printed("probe-agent"):
+        app()
 
 
 if __name__ == "__main__":

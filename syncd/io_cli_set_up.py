@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from core.errors import NearpathError
 from core.io_config_sync import is_signed_here, read_sync_config
+from core.io_token import issue_token
 from syncd.io_cli import DEFAULT_CONFIG, ConfigFile, TreeName, app, console
 from syncd.io_daemon import key_of
 from syncd.io_hints import find_hints
@@ -37,20 +36,8 @@ def token(
     file: Annotated[Path | None, typer.Option(help="Write the token here (mode 0600), not to the screen.")] = None,
 ) -> None:
     """Draw a token for a child; prints the line for its parent's configuration."""
-    drawn = secrets.token_urlsafe(32)
-    if file is None:
-        console.print(f"token (for the token_file of the child): {drawn}", soft_wrap=True)
-    else:
-        try:
-            file.touch(mode=0o600, exist_ok=False)
-            file.write_text(drawn + "\n", "ascii")
-        except OSError as error:
-            raise NearpathError(
-                f"cannot write {file}: {error.strerror}", "name a new file in a writable folder"
-            ) from None
-        console.print(f"token written to {file}", soft_wrap=True)
-    digest = hashlib.sha256(drawn.encode()).hexdigest()
-    console.print(f"for the parent's configuration, under children:  token_sha256: {digest}", soft_wrap=True)
+    for line in issue_token(file, "the child", "the parent's configuration, under children"):
+        console.print(line, soft_wrap=True)
 
 
 @app.command()

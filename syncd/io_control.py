@@ -1,9 +1,8 @@
-"""The control socket: what the command line asks a running syncd. Reached by file permissions only (mode 0660)."""
+"""What the command line asks a running syncd over its control socket."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from core.errors import NearpathError
+from core.io_control import control_app, read_object, told
 from syncd.copy.io_child import Follower
 from syncd.io_examine import plan_now, verify_now
 from syncd.source.io_origin import Origin
@@ -18,7 +18,6 @@ from syncd.source.io_origin import Origin
 if TYPE_CHECKING:
     from syncd.io_daemon import Daemon
 
-CONTROL_SOCKET = "control.sock"
 MAX_SHOWN = 1000
 """Paths in one answer; the rest is counted."""
 WISH_TIMEOUT_S = 60.0
@@ -26,10 +25,9 @@ WISH_TIMEOUT_S = 60.0
 
 
 def make_control_app(daemon: Daemon) -> web.Application:
-    """The application behind the control socket; every answer is JSON, errors are {"error", "fix"}."""
+    """The application behind the control socket."""
     control = _Control(daemon)
-    app = web.Application(client_max_size=64 << 10, middlewares=[_errors_as_json])
-    app.add_routes(
+    return control_app(
         [
             web.get("/v1/status", control.status),
             web.post("/v1/approve", control.approve),
@@ -44,7 +42,6 @@ def make_control_app(daemon: Daemon) -> web.Application:
             web.post("/v1/reload", control.reload),
         ]
     )
-    return app
 
 
 class _Control:
@@ -53,45 +50,45 @@ class _Control:
         self._verified: set[str] = set()
 
     async def status(self, _request: web.Request) -> web.Response:
-        return _json(self._daemon.snapshot())
+        return told(self._daemon.snapshot())
 
     async def approve(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await read_object(request)
         follower = self._daemon.followers.get(_word(body, "tree"))
         if follower is None or not follower.approve(_word(body, "token")):
             raise NearpathError("nothing is held under this tree and token", "`syncd status` shows what is held")
-        return _json({"approved": follower.name})
+        return told({"approved": follower.name})
 
     async def accept(self, request: web.Request) -> web.Response:
-        part = self._part(await _body(request))
+        part = self._part(await read_object(request))
         part.accept()
-        return _json({"accepted": part.name})
+        return told({"accepted": part.name})
 
     async def trust(self, request: web.Request) -> web.Response:
-        follower = self._copy(await _body(request), "it signs the root itself")
+        follower = self._copy(await read_object(request), "it signs the root itself")
         follower.trust()
-        return _json({"trusted": follower.name})
+        return told({"trusted": follower.name})
 
     async def forget(self, request: web.Request) -> web.Response:
-        child = _word(await _body(request), "child")
+        child = _word(await read_object(request), "child")
         parts: list[Origin | Follower] = [*self._daemon.origins.values(), *self._daemon.followers.values()]
         known = [await part.offer.forget(child) for part in parts]
         if not any(known):
             raise NearpathError(f"no child {child!r} is known", "`syncd status` names those that are")
-        return _json({"forgotten": child, "configured": child in self._daemon.config.children})
+        return told({"forgotten": child, "configured": child in self._daemon.config.children})
 
     async def pull(self, request: web.Request) -> web.Response:
-        follower = self._copy(await _body(request), "there is nothing to pull: its children do")
+        follower = self._copy(await read_object(request), "there is nothing to pull: its children do")
         asked_s = time.monotonic()
         follower.ask_now()
-        return _json({"asked_s": asked_s})
+        return told({"asked_s": asked_s})
 
     async def verify(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await read_object(request)
         part = self._part(body)
         if isinstance(part, Origin):
             part.sweep()
-            return _json({"role": "origin", "entries": part.entries})
+            return told({"role": "origin", "entries": part.entries})
         if part.name in self._verified:
             raise NearpathError(f"tree {part.name} is being verified already", "wait for it")
         self._verified.add(part.name)
@@ -102,7 +99,7 @@ class _Control:
         asked_s = time.monotonic()
         if findings.differences and body.get("repair"):
             part.verify()
-        return _json(
+        return told(
             {
                 "role": "copy",
                 "asked_s": asked_s,
@@ -119,16 +116,16 @@ class _Control:
         )
 
     async def scrub(self, request: web.Request) -> web.Response:
-        part = self._part(await _body(request))
+        part = self._part(await read_object(request))
         part.scrubber.hurry()
-        return _json({"tree": part.name, "passes": part.scrubber.status.passes})
+        return told({"tree": part.name, "passes": part.scrubber.status.passes})
 
     async def plan(self, request: web.Request) -> web.Response:
-        follower = self._copy(await _body(request), "it is what others become")
+        follower = self._copy(await read_object(request), "it is what others become")
         plan = await plan_now(follower)
         fetches = [fetch.entry for fetch in (*plan.payload, *plan.indexes)]
         held = follower.status.held
-        return _json(
+        return told(
             {
                 "fetch_files": len(fetches),
                 "fetch_bytes": plan.fetch_bytes,
@@ -142,22 +139,22 @@ class _Control:
         )
 
     async def rollback(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await read_object(request)
         follower = self._copy(body, "mode atomic is for copies")
         number = body.get("version")
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise NearpathError("the version is no number", "`syncd rollback TREE` names those that are there")
         if not body.get("release") and number is None:
             kept = await follower.with_copy(lambda copy: copy.versions())
-            return _json({"versions": [{"version": number, "public": public} for number, public in kept]})
+            return told({"versions": [{"version": number, "public": public} for number, public in kept]})
         wish = follower.show_version(None if body.get("release") else number)
         async with asyncio.timeout(WISH_TIMEOUT_S):
             await wish
-        return _json({"shown": number})
+        return told({"shown": number})
 
     async def reload(self, _request: web.Request) -> web.Response:
         await self._daemon.reload()
-        return _json({"reloaded": str(self._daemon.file)})
+        return told({"reloaded": str(self._daemon.file)})
 
     def _part(self, body: dict[str, Any]) -> Follower | Origin:
         name = _word(body, "tree")
@@ -173,31 +170,5 @@ class _Control:
         return part
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
-    try:
-        body = await request.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise NearpathError("the request is no JSON object", "use the syncd command")
-    return body
-
-
 def _word(body: dict[str, Any], key: str) -> str:
     return str(body.get(key, ""))[:255]
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
-    try:
-        answer: web.StreamResponse = await handler(request)
-        return answer
-    except NearpathError as error:
-        return _json({"error": error.what, "fix": error.fix}, 400)
-    except TimeoutError:
-        return _json({"error": "the daemon is busy with this tree", "fix": "`syncd status` says with what"}, 400)
-
-
-def _json(body: Any, status: int = 200) -> web.Response:
-    # A name that is no UTF-8 is text with surrogates here: JSON keeps it, the command shows it escaped.
-    return web.Response(text=json.dumps(body) + "\n", status=status, content_type="application/json")

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from aiohttp import web
 
 from core.config_sync import SyncConfig, Tree
 from core.io_config_sync import read_sync_config
-from core.io_http import bind_tcp, bound_address, make_health_app
+from core.io_control import bind_control
+from core.io_http import bind_tcp, bound_address, make_health_app, server_tls
 from core.io_log import get_logger
 from core.io_state import hold_state_dir
 from core.messages import ReportedStamp
 from syncd.copy.io_child import Follower
-from syncd.io_control import CONTROL_SOCKET, make_control_app
+from syncd.io_control import make_control_app
 from syncd.io_metrics import make_registry
 from syncd.io_snapshot import make_snapshot
 from syncd.io_stamps import Stamper
@@ -32,7 +32,7 @@ from syncd.transfer.io_lineage import Lineage
 from syncd.transfer.io_push import Pusher
 from syncd.transfer.io_rsync import own_ids
 from syncd.transfer.io_rsync_check import check_binary
-from syncd.transfer.io_serve import Limits, Server, Serving, server_tls
+from syncd.transfer.io_serve import Limits, Server, Serving
 
 FIXED = ("node", "state_dir", "listen", "tls", "metrics")
 """What only a restart can change."""
@@ -58,6 +58,7 @@ class Daemon:
         self._runners: list[web.AppRunner] = []
         self._sockets: list[socket.socket] = []
         self._lock = -1
+        self._reloading = asyncio.Lock()
 
     @classmethod
     async def open(cls, file: Path) -> Daemon:
@@ -95,12 +96,22 @@ class Daemon:
             self._lock = -1
 
     async def reload(self) -> None:
-        """Take up the configuration anew: trees, children, parents and stamps; ConfigError leaves all as it is."""
+        """Take up the configuration anew: trees, children, parents and stamps; ConfigError leaves all as it is.
+
+        Signals and operators may ask at the same time: one after the other.
+        """
+        async with self._reloading:
+            await self._reload()
+
+    async def _reload(self) -> None:
         config = await asyncio.to_thread(read_sync_config, self.file)
         fixed = [key for key in FIXED if getattr(config, key) != getattr(self.config, key)]
         if fixed:
             _log.warning("restart_needed", keys=fixed, why="these take effect at a restart only")
         before, self.config = self.config, config
+        if self.server is not None:
+            # First of all: who may no longer pull does not, whatever goes wrong below.
+            self.server.allow(self._children())
         parents_changed = before.parents != config.parents
         for name in [*self.origins, *self.followers]:
             tree = config.trees.get(name)
@@ -117,8 +128,6 @@ class Daemon:
             if name not in self.origins and name not in self.followers:
                 await self._start_tree(name, tree)
         self._offer_all()
-        if self.server is not None:
-            self.server.children = self._children()
         if before.appliance != config.appliance:
             if self._stamper is not None:
                 await self._stamper.stop()
@@ -170,7 +179,7 @@ class Daemon:
     async def _serve(self) -> None:
         if not self.config.listen:
             return
-        tls = server_tls(self.config.tls.cert, self.config.tls.key) if self.config.tls else None
+        tls = server_tls(self.config.tls.cert, self.config.tls.key, both_ours=True) if self.config.tls else None
         # Each tree of a child has a long poll open.
         limits = Limits(requests_per_child=32 + 2 * len(self.config.trees))
         self.server = Server(self.catalogue, self._children(), limits, Serving(owner=own_ids()))
@@ -183,11 +192,7 @@ class Daemon:
         runner = web.AppRunner(make_control_app(self), access_log=None)
         await runner.setup()
         self._runners.append(runner)
-        path = Path(self.config.state_dir) / CONTROL_SOCKET
-        with suppress(FileNotFoundError):
-            path.unlink()
-        await web.UnixSite(runner, str(path)).start()
-        path.chmod(0o660)
+        await web.SockSite(runner, bind_control(Path(self.config.state_dir))).start()
         if self.config.metrics.listen:
             health = web.AppRunner(make_health_app(make_registry(self), self.not_ready), access_log=None)
             await health.setup()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from syncd.copy.io_child import Follower
+from syncd.copy.io_reconcile import compare_in_thread
 from syncd.model import Change, Entry, Kind, Op
 from syncd.publish.plan import Plan
 from syncd.source.io_compare import Comparer, Depth
@@ -21,7 +22,7 @@ from syncd.source.io_scan import Disk, Trouble
 from syncd.store.io_index import Child, Index
 from syncd.store.io_ledger import Ledger
 from syncd.store.io_store import close_store, open_store, transaction
-from syncd.store.manifest import Comparison, compare_as_it_is
+from syncd.store.manifest import Comparison
 from syncd.transfer.io_parent import Parent
 from syncd.transfer.io_plain import PlainParent
 from syncd.transfer.wire import Behind
@@ -105,14 +106,7 @@ def _read_and_compare(
     ledger = Ledger(scratch)
     try:
         with ledger.local() as local:
-            steps = compare_as_it_is(local)
-            try:
-                asked = next(steps)
-                while True:
-                    asking = asyncio.run_coroutine_threadsafe(parent.listings(follower.name, asked), loop)
-                    asked = steps.send(asking.result())
-            except StopIteration as done:
-                found: Comparison = done.value
+            found = compare_in_thread(local, follower.name, parent, loop)
             had = {change.path: ledger.get(change.path) for change in found.changes}
         return ledger.size().entries, troubles, found, had
     finally:

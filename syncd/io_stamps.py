@@ -13,9 +13,9 @@ import aiohttp
 from core.config_sync import Appliance
 from core.errors import NearpathError
 from core.io_log import get_logger
+from core.io_token import read_token
 from core.messages import ReportedStamp, StampReport, encode
 from syncd.transfer.io_connector import client_tls
-from syncd.transfer.io_parent import read_token
 from syncd.transfer.wire import NODE_HEADER
 
 TIMEOUT_S = 10.0
@@ -75,7 +75,7 @@ class Stamper:
     async def _deliver(self, session: aiohttp.ClientSession) -> None:
         stamps = list(self._take())
         body = encode(StampReport(self._node, time.time(), stamps))
-        token = await asyncio.to_thread(read_token, self._appliance.token_file)
+        token = await asyncio.to_thread(read_token, self._appliance.token_file, "nearpath agent-token")
         tls: ssl.SSLContext | bool = True
         if self._appliance.url.startswith("https:"):
             tls = client_tls(self._appliance.ca_file or "")

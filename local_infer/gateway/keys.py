@@ -6,27 +6,31 @@ A key is only known by its SHA-256. Keys are random (256 bits), so a plain hash 
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
+import math
 from collections.abc import Iterable, Mapping
 
 from core.config_infer import ApiKey, InferConfig
+from core.tokens import MAX_TOKEN_LEN, bearer_token, is_token, token_sha256
 from local_infer.fault import AUTHENTICATION, PERMISSION, RATE_LIMIT, ApiError
 from local_infer.model import Client, Priority
 
 ANONYMOUS = "anonymous"
 _ANONYMOUS_TENANT = "_anonymous"
 """No key can be named like this, so a key called `anonymous` shares nothing with those who have none."""
-_MAX_KEY_BYTES = 512
 KEY_BYTES = 32
 _BUSY_RETRY_S = 1.0
 """Retry-After of a full concurrency limit: how long a request takes is not known, so the least that can be said."""
 
 
+LIST_EVERY_S = 0.2
+LISTS_AT_ONCE = 20
+"""Five lists a second in the long run: one of thousands of models, or of hot requests, takes 10 ms of everybody's time."""
+
+
 def make_key(entropy: bytes) -> tuple[str, str]:
     """A new key of KEY_BYTES random bytes, and its SHA-256 in hexadecimal for `token_sha256`."""
     key = "np-" + base64.urlsafe_b64encode(entropy).decode().rstrip("=")
-    return key, hashlib.sha256(key.encode()).hexdigest()
+    return key, token_sha256(key)
 
 
 class Caller:
@@ -36,10 +40,20 @@ class Caller:
     run, and bursts of as many after a pause.
     """
 
-    __slots__ = ("_filled_s", "_models", "_tokens", "client", "concurrency", "digest", "rate", "under_way")
+    __slots__ = (
+        "_filled_s",
+        "_lists_paid_s",
+        "_models",
+        "_tokens",
+        "client",
+        "concurrency",
+        "digest",
+        "rate",
+        "under_way",
+    )
 
     def __init__(
-        self, client: Client, rate: int = 0, concurrency: int = 0, models: Iterable[str] = (), digest: bytes = b""
+        self, client: Client, rate: int = 0, concurrency: int = 0, models: Iterable[str] = (), digest: str = ""
     ) -> None:
         self.client = client
         self.digest = digest
@@ -49,6 +63,7 @@ class Caller:
         self._models = frozenset(models)
         self._tokens = float(rate)
         self._filled_s: float | None = None
+        self._lists_paid_s = -math.inf
 
     def may_use(self, model: str) -> bool:
         """Whether this key may name `model`."""
@@ -90,6 +105,14 @@ class Caller:
                 )
             self._tokens -= 1.0
         self.under_way += 1
+
+    def enter_list(self, now: float) -> None:
+        """Count in a request for a list (models, hot keys); it costs no rate. ApiError 429 when there are too many."""
+        paid_s = max(self._lists_paid_s, now) + LIST_EVERY_S
+        if paid_s > now + LISTS_AT_ONCE * LIST_EVERY_S:
+            what = "this key asks for lists too often"
+            raise ApiError(429, RATE_LIMIT, what, code="rate_limit_exceeded", retry_after_s=LIST_EVERY_S)
+        self._lists_paid_s = paid_s
 
     def leave(self) -> None:
         """A request that was counted in has ended."""
@@ -133,9 +156,8 @@ class Keys:
 
         Where no keys are configured, any is accepted as none: the API's own clients cannot do without one.
         """
-        scheme, _space, key = (authorization or "").strip().partition(" ")
-        key = key.strip()
-        if not key or scheme.lower() != "bearer":
+        key = bearer_token(authorization or "")
+        if not key:
             if self._anonymous is not None:
                 return self._anonymous
             raise ApiError(
@@ -160,12 +182,9 @@ class Keys:
         return found
 
     def _find_key(self, key: str) -> Caller | None:
-        if len(key) > _MAX_KEY_BYTES:
-            return None
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        # The table sees only digests, which nobody can steer towards a stored one; compare_digest has the last word.
-        caller = self._by_digest.get(digest)
-        return caller if caller is not None and hmac.compare_digest(caller.digest, digest) else None
+        # The table sees only hashes, which nobody can steer towards a stored one; the comparison has the last word.
+        caller = self._by_digest.get(token_sha256(key[:MAX_TOKEN_LEN]))
+        return caller if caller is not None and is_token(key, caller.digest) else None
 
     def adopt(self, before: Keys) -> None:
         """After a reload: callers that were there before (their hash is the same) go on with what they have used up."""
@@ -183,4 +202,4 @@ class Keys:
 def _caller(name: str, key: ApiKey) -> Caller:
     priority = Priority.BACKGROUND if key.background else Priority.INTERACTIVE
     client = Client(name, key.tenant or name, priority)
-    return Caller(client, key.rate, key.concurrency, key.models, bytes.fromhex(key.token_sha256))
+    return Caller(client, key.rate, key.concurrency, key.models, key.token_sha256)

@@ -6,9 +6,6 @@ A stop word may lie over several pieces, so text that could be the beginning of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
-
-Finish = Literal["stop", "length"]
 
 MOST_STOPS = 16
 """Of one request; the API allows 4, some servers more."""

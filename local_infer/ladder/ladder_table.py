@@ -1,6 +1,6 @@
 """The ladder as a table: what to try, in order, by what is kept and whether an upstream can be asked.
 
-Pure: nothing is asked here. `ladder.py` goes through the moves until one of them answers.
+Pure: nothing is asked here. `steps.py` goes through the moves until one of them answers.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from syncd.model import Change, Op
 from syncd.source.row import to_entry
 from syncd.store.io_ledger import Ledger
 from syncd.store.io_offer import Offer
-from syncd.store.manifest import Comparison, compare_as_it_is
+from syncd.store.manifest import Comparison, Manifest, compare
 from syncd.transfer.io_parent import Parent
 
 
@@ -21,17 +21,22 @@ async def compare_with(tree: str, offer: Offer, parent: Parent) -> Comparison:
     def walk(ledger: Ledger) -> Comparison:
         # In the ledger's thread, which waits for the answers: our own children wait for it too, but not for long.
         with ledger.local() as local:
-            steps = compare_as_it_is(local)
-            try:
-                asked = next(steps)
-                while True:
-                    answer = asyncio.run_coroutine_threadsafe(parent.listings(tree, asked), loop).result()
-                    asked = steps.send(answer)
-            except StopIteration as done:
-                found: Comparison = done.value
-                return found
+            return compare_in_thread(local, tree, parent, loop)
 
     return await offer.run(walk)
+
+
+def compare_in_thread(local: Manifest, tree: str, parent: Parent, loop: asyncio.AbstractEventLoop) -> Comparison:
+    """What must change in `local` to be what the parent has; in a thread beside `loop`, in which the parent is asked."""
+    steps = compare(local)
+    try:
+        asked = next(steps)
+        while True:
+            answer = asyncio.run_coroutine_threadsafe(parent.listings(tree, asked), loop).result()
+            asked = steps.send(answer)
+    except StopIteration as done:
+        found: Comparison = done.value
+        return found
 
 
 def link_changes(copy: Copy, groups: Iterable[tuple[bytes, ...]]) -> list[Change]:

@@ -182,7 +182,6 @@ _STEP = struct.Struct(">cIqIB")
 _ENTRY = struct.Struct(">cIQqI")
 _DOS = {do.value.encode(): do for do in Do}
 _KINDS = {kind.value.encode(): kind for kind in Kind}
-MAX_INTENT_BYTES = 2 * 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

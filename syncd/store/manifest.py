@@ -19,11 +19,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from core.errors import NearpathError
-from syncd.model import Change, Entry, Kind, Op, check_path
+from syncd.model import MAX_PATH_BYTES, Change, Entry, Kind, Op, check_path
 
 HASH_BYTES = 32
 MAX_LISTING_BYTES = 256 * 1024 * 1024
 """One directory of about 3,000,000 names; what is larger is a fault or an attack."""
+MAX_SIZE = 2**63 - 1
 MAX_ASKED = 512
 """Directories asked for in one request of `compare`: bounds the answer, and keeps round trips few."""
 
@@ -95,6 +96,8 @@ def decode_listing(path: bytes, listing: bytes) -> tuple[Leaf, ...]:
         if kind is None or end > len(listing) or not _may_have(kind, flags, size, target_len) or mode > 0o7777:
             raise ManifestError(f"the listing of {path!r} has a malformed entry", "the sender is broken or hostile")
         name, target = listing[at : at + name_len], listing[at + name_len : at + name_len + target_len]
+        if b"\0" in target or target_len >= MAX_PATH_BYTES or size > MAX_SIZE or mtime_ns < -MAX_SIZE:
+            raise ManifestError(f"the listing of {path!r} has an entry that no disk holds", "the sender is hostile")
         is_root = not path and not at_start and kind is Kind.DIRECTORY and not name and flags == 2
         if (name <= last and not is_root) or b"/" in name:
             raise ManifestError(f"the listing of {path!r} is not in order at {name!r}", "the sender is broken")
@@ -279,11 +282,14 @@ class Comparison:
     moved: list[bytes]
 
 
-def compare_as_it_is(local: Manifest) -> Generator[Ask, Mapping[bytes, bytes], Comparison]:
-    """Like `compare`, with whatever the other node has now: for a tree that changes while it is compared.
+def compare(local: Manifest) -> Generator[Ask, Mapping[bytes, bytes], Comparison]:
+    """What must change here to hold what the other node has now, which may change while it is compared.
 
-    What its own root listing promises is held against all that lies below. A directory whose listing is not the promised
-    one is left for the next time, so that a busy tree is reached step by step; the signature is for when it rests.
+    A generator: it yields the directories to ask the other node for (at most MAX_ASKED), and is sent their listings by
+    path. Below the root it asks only where hashes differ, a level of the tree at a time, so it takes at most as many
+    round trips as the tree is deep. What the other's root listing promises is held against all that lies below: a
+    directory whose listing is not the promised one is left for the next time, so that a busy tree is reached step by
+    step. The origin's signature is for when it rests. ManifestError for a listing that is malformed.
     """
     answer = yield (b"",)
     theirs = answer.get(b"")
@@ -291,58 +297,25 @@ def compare_as_it_is(local: Manifest) -> Generator[Ask, Mapping[bytes, bytes], C
         return Comparison([], [b""])
     moved: list[bytes] = []
     changes: list[Change] = []
-    wanted = list(_differences(local, b"", decode_listing(b"", theirs), changes))
+    wanted = list(_differences(local, b"", _decode(b"", theirs), changes))
     while wanted:
         deeper: list[tuple[bytes, bytes]] = []
         for start in range(0, len(wanted), MAX_ASKED):
             asked = wanted[start : start + MAX_ASKED]
             answer = yield tuple(path for path, _ in asked)
             for path, promised in asked:
-                listing = answer.get(path)
-                if promised != EMPTY and (listing is None or listing_hash(listing) != promised):
+                listing = b"" if promised == EMPTY else answer.get(path)
+                if listing is None or listing_hash(listing) != promised:
                     moved.append(path)
                 else:
-                    deeper.extend(_differences(local, path, _verified(path, promised, listing), changes))
+                    deeper.extend(_differences(local, path, _decode(path, listing), changes))
         wanted = deeper
     return Comparison(changes, moved)
 
 
-def compare(local: Manifest, root_hash: bytes) -> Generator[Ask, Mapping[bytes, bytes], list[Change]]:
-    """What must change here to hold the tree of hash `root_hash`: UPSERT and DELETE changes with sequence 0.
-
-    A generator: it yields the directories to ask the other node for (at most MAX_ASKED), and is sent their listings
-    by path. It asks only where hashes differ, a level of the tree at a time, so it takes as many round trips as the
-    tree is deep, and none when nothing differs. ManifestError when a listing is missing or is not the promised one.
-    """
-    changes: list[Change] = []
-    # From shallow to deep: (directory, the hash that its listing must have)
-    wanted: list[tuple[bytes, bytes]] = [(b"", root_hash)] if local.root_hash() != root_hash else []
-    while wanted:
-        deeper: list[tuple[bytes, bytes]] = []
-        for start in range(0, len(wanted), MAX_ASKED):
-            asked = wanted[start : start + MAX_ASKED]
-            answer = yield tuple(path for path, _ in asked)
-            for path, promised in asked:
-                theirs = _verified(path, promised, answer.get(path))
-                deeper.extend(_differences(local, path, theirs, changes))
-        wanted = deeper
-    return changes
-
-
-def _verified(path: bytes, promised: bytes, listing: bytes | None) -> tuple[Leaf, ...]:
-    if promised == EMPTY:
-        return ()
-    if listing is None:
-        raise ManifestError(
-            f"the other node has no listing of {path!r}", "its tree moved on meanwhile: ask for its root again"
-        )
+def _decode(path: bytes, listing: bytes) -> tuple[Leaf, ...]:
     if len(listing) > MAX_LISTING_BYTES:
         raise ManifestError(f"a listing of {len(listing)} bytes for {path!r}", f"{MAX_LISTING_BYTES} are allowed")
-    if listing_hash(listing) != promised:
-        raise ManifestError(
-            f"the listing of {path!r} does not have the hash that was promised",
-            "its tree moved on meanwhile, or it serves what the origin did not sign: ask for its root again",
-        )
     return decode_listing(path, listing)
 
 

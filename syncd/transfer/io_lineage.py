@@ -18,7 +18,7 @@ MEASURE_TIMEOUT_S = 5.0
 
 
 class Lineage:
-    """See the module; `io_child.Lineage` is what a follower sees of it."""
+    """See the module; `io_parents.Lineage` is what a follower sees of it."""
 
     def __init__(self, config: SyncConfig) -> None:
         self.parents: dict[str, Parent | PlainParent] = {
@@ -60,7 +60,7 @@ class Lineage:
 
     def worked(self, name: str, tree: str, lag_s: float) -> None:
         """The parent answered a poll."""
-        self.standings[tree][name].worked(time.monotonic(), lag_s=lag_s)
+        self.standings[tree][name].worked(lag_s=lag_s)
 
     def failed(self, name: str, tree: str, why: str) -> None:
         """The parent did not answer as it must."""
@@ -89,7 +89,7 @@ class Lineage:
                     await parent.root(tree)  # the first one pays for the connection
                 started_s = time.monotonic()
                 await parent.root(tree)
-            standing.worked(time.monotonic(), time.monotonic() - started_s)
+            standing.worked(time.monotonic() - started_s)
         except (NearpathError, TimeoutError) as error:
             standing.failed(time.monotonic(), str(error) or "no answer in time")
 

@@ -14,6 +14,7 @@ from aiohttp import AddrInfoType
 from yarl import URL
 
 from core.errors import MessageError, NearpathError
+from core.io_token import read_token
 from syncd.model import Entry, Kind
 from syncd.store.manifest import MAX_ASKED, MAX_LISTING_BYTES
 from syncd.store.signed_root import MAX_ROOT_BYTES
@@ -97,7 +98,11 @@ class Parent:
             query=wire.journal_query(after, wait_s, published),
             timeout_s=_TIMEOUT_S + wait_s,
         )
-        return wire.decode_batch(body) if status == 200 else wire.decode_behind(body)
+        if status != 200:
+            return wire.decode_behind(body)
+        batch = wire.decode_batch(body)
+        _check_forward(batch, after)
+        return batch
 
     async def listings(self, tree: str, paths: Sequence[bytes]) -> dict[bytes, bytes]:
         """Listings of the directories `paths`, for `manifest.compare`; what is no directory there is left out."""
@@ -178,7 +183,11 @@ class Parent:
         timeout_s: float = _TIMEOUT_S,
     ) -> tuple[int, bytes, str]:
         """(status, body, ETag) of an answer with an expected status and at most `limit_bytes`."""
-        every = {"Authorization": f"Bearer {read_token(self._token_file)}", wire.NODE_HEADER: self.node}
+        every = {
+            "Authorization": f"Bearer {_read_token(self._token_file)}",
+            wire.NODE_HEADER: self.node,
+            "Accept-Encoding": "identity",
+        }
         # No limit on the whole: a large listing over a slow line takes its time, as long as bytes keep coming.
         timeout = aiohttp.ClientTimeout(total=None, connect=_TIMEOUT_S, sock_read=timeout_s)
         again = method == "POST"  # aiohttp itself asks again with GET; ours only read, too
@@ -218,8 +227,24 @@ class Parent:
                     tls = client_tls(self._ca)
                 except (OSError, ssl.SSLError) as error:
                     raise ParentError(f"the certificates in {self._ca} cannot be read: {error}", "a PEM file") from None
-            self._session = aiohttp.ClientSession(connector=_connector(tls), cookie_jar=aiohttp.DummyCookieJar())
+            self._session = aiohttp.ClientSession(
+                connector=_connector(tls),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,  # nothing was asked for compressed; a little of it would become much
+            )
         return self._session
+
+
+def _check_forward(batch: wire.Batch, after: wire.Cursor) -> None:
+    """MessageError for an answer that would be asked for again and again, or take the copy back in the journal."""
+    cursor = batch.cursor
+    is_back = cursor.journal != after.journal or not after.sequence <= cursor.sequence <= batch.last
+    is_idle = not batch.changes and cursor.sequence == after.sequence < batch.last
+    if is_back or is_idle or (batch.changes and cursor.sequence == after.sequence):
+        raise MessageError(
+            f"a journal page from {after.sequence} to {cursor.sequence} of {batch.last}, with {len(batch.changes)} changes",
+            "it leads nowhere: the other node is broken or hostile",
+        )
 
 
 def _connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
@@ -243,16 +268,11 @@ def _socket(info: AddrInfoType) -> socket.socket:
     return sock
 
 
-def read_token(file: str) -> str:
-    """The token in `file`; ParentError when it cannot be read or could not stand in a header."""
+def _read_token(file: str) -> str:
     try:
-        with open(file, encoding="ascii") as stream:
-            token = stream.read(1024).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParentError(f"the token in {file} cannot be read: {error}", "check the file and its owner") from None
-    if not token or not token.isprintable() or " " in token:
-        raise ParentError(f"{file} holds no token", "one line of printable ASCII without blanks")
-    return token
+        return read_token(file, "syncd token")
+    except NearpathError as error:
+        raise ParentError(error.what, error.fix) from None
 
 
 def _encoded(url: str) -> URL:

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import signal
 import socket
 import ssl
-import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
-from core.errors import MessageError, NearpathError
+from core.errors import MessageError
 from syncd.publish.steps import PublishError
 from syncd.transfer import wire
-from syncd.transfer.io_accept import Door, DoorLimits, greet
-from syncd.transfer.io_rsync import environment
+from syncd.transfer.io_accept import Door, DoorLimits, greet, is_stranger
 from syncd.transfer.io_small import read_files
-from syncd.transfer.rsync import RsyncError, daemon_command, daemon_config
+from syncd.transfer.io_splice import CHUNK_BYTES, rsync_process, splice
+from syncd.transfer.rsync import RsyncError, daemon_config
 
 _T = TypeVar("_T")
 
-_CHUNK_BYTES = 256 * 1024
 _STOP_S = 2.0
 _KEEP_S = 120.0
 """A connection without a request is kept so long: longer than children keep it (io_parent), so none is cut as it asks."""
-_LAST_S = 15.0
-"""For the last bytes of a stream to reach a child that reads slowly."""
+_LARGE_AT_ONCE = 4
+"""Listings and names of links take up to 32 MB each: a child that asks for more of them waits for its own."""
 
 
 class Source(Protocol):
@@ -72,7 +72,14 @@ class Limits:
     wait_s: float = wire.MAX_WAIT_S
     body_s: float = 30.0
     """for a request to come whole"""
+    stall_s: float = 60.0
+    """a child that takes so long for 256 KB of an answer is let go"""
     door: DoorLimits = field(default_factory=DoorLimits)
+
+    @property
+    def connections_per_child(self) -> int:
+        """Four times what it can use: connections that a power cut left behind go after minutes."""
+        return 4 * (self.requests_per_child + self.streams_per_child)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +103,14 @@ class Server:
         serving: Serving = Serving(),
     ) -> None:
         self.children = children
-        """Replaced as a whole at a reload."""
+        """Replaced as a whole, see `allow`."""
         self.sent_bytes: Counter[str] = Counter()
         self.streams: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
+        self._large: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_LARGE_AT_ONCE))
         self._open: set[asyncio.Task[object]] = set()
+        self._asking: dict[asyncio.Task[object], tuple[str, str]] = {}
+        """(node, tree) of what is being answered, streams too"""
         self._ending: set[asyncio.Task[object]] = set()
         self._source = source
         self._limits = limits
@@ -112,7 +122,7 @@ class Server:
 
     def app(self) -> web.Application:
         """The application with the five paths."""
-        app = web.Application(client_max_size=wire.MAX_ASK_BYTES)
+        app = web.Application(client_max_size=wire.MAX_ASK_BYTES, middlewares=[_strangers_ask_once])
         base = "/v1/trees/{tree}/"
         app.add_routes(
             [
@@ -132,6 +142,8 @@ class Server:
         self._runner = web.AppRunner(
             self.app(),
             access_log=None,
+            logger=_port_log(),
+            auto_decompress=False,  # no child compresses; a little of what is compressed would become much
             handler_cancellation=True,
             shutdown_timeout=_STOP_S,
             keepalive_timeout=_KEEP_S,
@@ -140,6 +152,14 @@ class Server:
         assert self._runner.server is not None
         self.door = Door(self._runner.server, tls, self._limits.door)
         self._accepting = [asyncio.create_task(self.door.serve(one)) for one in (sock, *more)]
+
+    def allow(self, children: Mapping[str, wire.Child]) -> None:
+        """Serve these from now on; what is under way for one that lost its tree, or has another token, ends at once."""
+        before, self.children = self.children, children
+        for task, (node, tree) in tuple(self._asking.items()):
+            child, old = children.get(node), before.get(node)
+            if child is None or old is None or tree not in child.trees or child.token_sha256 != old.token_sha256:
+                task.cancel()
 
     async def stop(self) -> None:
         """End everything; no rsync is left when this returns."""
@@ -193,15 +213,17 @@ class Server:
             limit = max(1, limit // 4)
 
     async def _listings(self, request: web.Request) -> web.StreamResponse:
-        with self._asked(request) as (_, tree):
+        with self._asked(request) as (node, tree):
             paths = wire.decode_ask(await _body(request, self._limits.body_s))
-            frames = wire.encode_listings(_there(await self._source.listings(tree, paths), tree)[: len(paths)])
-            return web.Response(body=b"".join(frames), content_type="application/octet-stream")
+            async with self._large[node]:
+                frames = wire.encode_listings(_there(await self._source.listings(tree, paths), tree)[: len(paths)])
+                return await _send(request, frames, self._limits.stall_s)
 
     async def _links(self, request: web.Request) -> web.StreamResponse:
-        with self._asked(request) as (_, tree):
-            groups = _there(await self._source.links(tree), tree)
-            return web.Response(body=wire.encode_links(groups), content_type="application/octet-stream")
+        with self._asked(request) as (node, tree):
+            async with self._large[node]:
+                groups = _there(await self._source.links(tree), tree)
+                return await _send(request, [wire.encode_links(groups)], self._limits.stall_s)
 
     async def _files(self, request: web.Request) -> web.StreamResponse:
         with self._asked(request) as (node, tree):
@@ -223,8 +245,15 @@ class Server:
                 raise _refuse(426, f"this path speaks {wire.UPGRADE} only", {"Upgrade": wire.UPGRADE})
             root = os.path.realpath(_there(await self._source.path(tree), tree))  # noqa: ASYNC240 (a few lstats)
             with self._stream(node):
-                async with _rsync_process(self._serving, root, self._ending) as process:
-                    return await self._splice(request, process, node)
+                serving = self._serving
+                try:
+                    config = daemon_config(
+                        wire.MODULE, root, owner=serving.owner, chroot=serving.chroot, exclude=serving.exclude
+                    )
+                    async with rsync_process(serving.binary, config, self._ending) as process:
+                        return await self._splice(request, process, node)
+                except RsyncError as error:
+                    raise _refuse(503, f"the parent cannot serve this tree by rsync: {error}") from None
 
     async def _splice(self, request: web.Request, process: asyncio.subprocess.Process, node: str) -> web.StreamResponse:
         response = web.StreamResponse(status=101, headers={"Connection": "Upgrade", "Upgrade": wire.UPGRADE})
@@ -235,7 +264,7 @@ class Server:
         def count(size: int) -> None:
             self.sent_bytes[node] += size
 
-        await _splice(request, process, self._limits.idle_s, count)
+        await splice(request, process, self._limits.idle_s, count)
         return response
 
     # --- who asks, and how much
@@ -252,11 +281,18 @@ class Server:
                 if refused[0] == 401:
                     refusal.force_close()  # the next guess costs a handshake
                 raise refusal
-            greet(request.transport)
+            if not greet(request.transport, node, self._limits.connections_per_child):
+                raise _refuse(429, f"{node} has too many connections open", {"Retry-After": "60"})
             if self._requests[node] >= self._limits.requests_per_child:
                 raise _refuse(429, f"{node} has {self._requests[node]} requests open", {"Retry-After": "1"})
-            with _counted(self._requests, node):
-                yield node, tree
+            task = asyncio.current_task()
+            assert task is not None
+            self._asking[task] = node, tree
+            try:
+                with _counted(self._requests, node):
+                    yield node, tree
+            finally:
+                del self._asking[task]
         except MessageError as error:
             raise _refuse(400, str(error)) from None
 
@@ -276,20 +312,6 @@ class Server:
             self._open.discard(task)
 
 
-def server_tls(certificate: str, key: str) -> ssl.SSLContext:
-    """TLS 1.3 with this certificate chain and key (PEM files); NearpathError when they cannot be used."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3  # both ends are ours
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise NearpathError(
-            f"the certificate {certificate} with the key {key} cannot be used: {error}",
-            "both are PEM files that this daemon's user can read, and belong together",
-        ) from None
-    return context
-
-
 _REFUSALS: dict[int, type[web.HTTPException]] = {
     400: web.HTTPBadRequest,
     401: web.HTTPUnauthorized,
@@ -306,12 +328,61 @@ def _refuse(status: int, why: str, headers: Mapping[str, str] | None = None) -> 
     return _REFUSALS[status](text=why[: wire.MAX_TEXT] + "\n", headers=headers)
 
 
+@web.middleware
+async def _strangers_ask_once(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Whoever was refused, or asked for what is not here, and has shown no token yet, pays for a new connection."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if is_stranger(request.transport):
+            error.force_close()
+        raise
+
+
+class _OwnFaults(logging.Filter):
+    """Leaves out what strangers cause: their bytes, each with a traceback, would fill the log; among them may be tokens."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        fault = record.exc_info[1] if record.exc_info else None
+        return not isinstance(fault, HttpProcessingError | RequestPayloadError)
+
+
+def _port_log() -> logging.Logger:
+    """Where aiohttp tells of requests that failed by a fault of ours."""
+    log = logging.getLogger("syncd.port")
+    if not log.filters:
+        log.addFilter(_OwnFaults())
+    return log
+
+
+async def _send(request: web.Request, parts: Sequence[bytes], stall_s: float) -> web.StreamResponse:
+    """Answer with `parts` as fast as they are taken; who takes none for `stall_s` is let go."""
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    response.content_length = sum(map(len, parts))
+    await response.prepare(request)
+    try:
+        for part in parts:
+            for at in range(0, len(part), CHUNK_BYTES):
+                async with asyncio.timeout(stall_s):
+                    await response.write(memoryview(part)[at : at + CHUNK_BYTES])
+        async with asyncio.timeout(stall_s):
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
 async def _body(request: web.Request, limit_s: float) -> bytes:
     try:
         async with asyncio.timeout(limit_s):
             return await request.read()
     except TimeoutError:
         raise _refuse(408, f"the request did not come within {limit_s:g} s") from None
+    except RequestPayloadError:
+        raise _refuse(400, "the request's body is not of its form") from None
 
 
 def _there(answer: _T | None, tree: str) -> _T:
@@ -340,133 +411,3 @@ def _counted(counter: Counter[str], node: str) -> Iterator[None]:
         counter[node] -= 1
         if not counter[node]:
             del counter[node]
-
-
-# --- the rsync stream ---------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _rsync_process(
-    serving: Serving, root: str, ending: set[asyncio.Task[object]]
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """rsync's daemon for the tree at `root` on pipes; it is gone when this ends. 503 when it cannot be started."""
-    try:
-        config = daemon_config(wire.MODULE, root, owner=serving.owner, chroot=serving.chroot, exclude=serving.exclude)
-    except RsyncError as error:
-        raise _refuse(503, f"the parent cannot serve this tree by rsync: {error}") from None
-    # A file with a name: rsync 3.5.0 closes the descriptors that it inherits. Only this user can read or change it.
-    with tempfile.NamedTemporaryFile(prefix="syncd-rsyncd-", suffix=".conf") as file:
-        file.write(config.encode("utf-8", "surrogateescape"))
-        file.flush()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *daemon_command(file.name, serving.binary),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env=environment(),
-                start_new_session=True,
-                limit=_CHUNK_BYTES,
-            )
-        except OSError as error:
-            raise _refuse(503, f"{serving.binary} cannot be started on the parent: {error.strerror}") from None
-        try:
-            yield process
-        finally:
-            # The end of the connection cancels this as well: rsync is ended all the same.
-            end: asyncio.Task[object] = asyncio.create_task(_end(process))
-            ending.add(end)
-            end.add_done_callback(ending.discard)
-            await asyncio.shield(end)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End rsync and what it started: they are a session of their own."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        if process.stdin is not None:
-            process.stdin.close()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _STOP_S)
-            return
-
-
-class _Taken(asyncio.StreamReaderProtocol):
-    """Takes a connection over from aiohttp, which is told of its end so that it forgets it."""
-
-    def __init__(self, reader: asyncio.StreamReader, before: asyncio.BaseProtocol, moved: Callable[[], None]) -> None:
-        super().__init__(reader)
-        self.lost = asyncio.Event()
-        self._before = before
-        self._moved = moved
-
-    def data_received(self, data: bytes) -> None:
-        self._moved()
-        super().data_received(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.lost.set()
-        self._before.connection_lost(exc)
-
-
-async def _splice(
-    request: web.Request, process: asyncio.subprocess.Process, idle_s: float, count: Callable[[int], None]
-) -> None:
-    """Move bytes between the connection and rsync until either is gone, or nothing moved for `idle_s`."""
-    loop = asyncio.get_running_loop()
-    transport = request.transport
-    if transport is None:
-        return
-    before = transport.get_protocol()
-    assert process.stdin is not None
-    assert process.stdout is not None
-    last_s = loop.time()
-
-    def moved() -> None:
-        nonlocal last_s
-        last_s = loop.time()
-
-    def sent(size: int) -> None:
-        moved()
-        count(size)
-
-    reader = asyncio.StreamReader(_CHUNK_BYTES, loop)
-    taken = _Taken(reader, before, moved)
-    transport.set_protocol(taken)
-    taken.connection_made(transport)
-    writer = asyncio.StreamWriter(transport, taken, reader, loop)
-    transport.resume_reading()  # aiohttp may have paused it; an early byte is the child's own fault
-
-    async def idle() -> None:
-        while (left_s := last_s + idle_s - loop.time()) > 0:  # noqa: ASYNC110 (an event per chunk would cost more)
-            await asyncio.sleep(left_s)
-
-    work: list[Awaitable[object]] = [_copy(process.stdout, writer, sent), taken.lost.wait(), idle()]
-    ends = [asyncio.ensure_future(each) for each in work]
-    up = asyncio.ensure_future(_copy(reader, process.stdin, lambda _: moved(), close=True))
-    try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if ends[0].done():
-            transport.close()  # what is still in the buffer goes out before
-            with suppress(TimeoutError):
-                await asyncio.wait_for(taken.lost.wait(), _LAST_S)
-    finally:
-        transport.abort()
-        for task in (*ends, up):
-            task.cancel()
-        await asyncio.gather(*ends, up, return_exceptions=True)
-
-
-async def _copy(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, moved: Callable[[int], None], close: bool = False
-) -> None:
-    """Copy to the end of `reader`, no faster than `writer` takes it; `close` the writer then."""
-    with suppress(ConnectionError, BrokenPipeError):
-        while data := await reader.read(_CHUNK_BYTES):
-            writer.write(data)
-            await writer.drain()
-            moved(len(data))
-    if close:
-        writer.close()

@@ -31,12 +31,10 @@ class Standing:
     failures: int = 0
     rest_until: float = 0.0
     why: str = ""
-    ok_at: float | None = None
-    """`now` of the last answer"""
 
-    def worked(self, now: float, rtt_s: float | None = None, lag_s: float | None = None) -> None:
+    def worked(self, rtt_s: float | None = None, lag_s: float | None = None) -> None:
         """It answered; after `rtt_s` where that is a measure of the network alone."""
-        self.failures, self.rest_until, self.why, self.ok_at = 0, 0.0, "", now
+        self.failures, self.rest_until, self.why = 0, 0.0, ""
         if rtt_s is not None:
             self.srtt_s = rtt_s if self.srtt_s is None else self.srtt_s + SMOOTHING * (rtt_s - self.srtt_s)
         if lag_s is not None:

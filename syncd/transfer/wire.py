@@ -15,7 +15,6 @@ needed, in one canonical way. Whatever is not of its form is a MessageError, whi
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import re
 import struct
@@ -26,6 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 from core.errors import MessageError
+from core.tokens import authenticate
 from syncd.model import MAX_NAME_BYTES, MAX_PATH_BYTES, Change, PathError, check_path
 from syncd.store.manifest import MAX_ASKED, MAX_LISTING_BYTES
 from syncd.transfer.change_codec import pack_changes, unpack_changes
@@ -51,7 +51,6 @@ MAX_LINKS_BYTES = 16 * 1024 * 1024
 """All names of files that have several; what is beyond stays separate files at the copies."""
 MAX_SEQUENCE = 2**63 - 1
 MAX_TEXT = 1000
-_MAX_TOKEN_LEN = 512
 _ID_BYTES = 16
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
 
@@ -68,25 +67,13 @@ class Child:
     trees: frozenset[str]
 
 
-_NO_TOKEN = hashlib.sha256(b"no node has this token").hexdigest()
-
-
-def token_sha256(token: str) -> str:
-    """What a parent's configuration holds of a child's token."""
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
-
-
 def refusal(children: Mapping[str, Child], node: str, authorization: str, tree: str) -> tuple[int, str] | None:
     """Why this request is refused: (401 or 403, what to do about it); None when it is allowed.
 
     An unknown node takes as long as a wrong token, and is told the same.
     """
-    scheme, _, token = authorization.partition(" ")
-    child = children.get(node)
-    known = child.token_sha256 if child else _NO_TOKEN
-    given = token_sha256(token if len(token) <= _MAX_TOKEN_LEN else "")
-    right = hmac.compare_digest(given.encode(), known.encode("utf-8", "replace"))
-    if child is None or not right or scheme.lower() != "bearer":
+    child = authenticate(node, authorization, children)
+    if child is None:
         return 401, "unknown node or wrong token: compare the node's name and token with this parent's configuration"
     if tree not in child.trees:
         return 403, "this node may not have that tree, or it is not here: allow it in this parent's configuration"

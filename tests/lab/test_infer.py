@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nearpath.ingest import token_sha256
-from tests.lab.dig import NoAnswer, dig
+from tests.lab.steered import Steered, here, repeating
 from tests.lab.wan import ROOT, Node, Wan
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
@@ -30,7 +28,6 @@ SERVICE = "api.mirror.example."
 GATEWAYS = ("gw-a", "gw-b")
 UPSTREAMS = ("up-1", "up-2")
 KEY = "np-lab-key"
-TOKEN = "0123456789abcdef-lab"
 GIVE_UP_S = 1.0
 CONFIGURED_S = 3 * GIVE_UP_S
 """An answer must be there by then, whatever is cut: `give_up`, and as much again twice for a machine that is busy."""
@@ -56,7 +53,7 @@ class Mirrors:
 
     def __init__(self, wan: Wan) -> None:
         self.wan = wan
-        self._of_address = {wan.address(gateway): gateway for gateway in GATEWAYS}
+        self.steered = Steered(wan, SERVICE, GATEWAYS)
 
     # -- starting
 
@@ -70,7 +67,7 @@ class Mirrors:
             self.wan.python(upstream, "-m", "tests.lab.api_server", upstream, address, "80", name=upstream)
         for gateway in GATEWAYS:
             self._start_gateway(gateway)
-        self._start_dns()
+        self.steered.start({"path": "/readyz", "interval": "500ms", "timeout": "400ms"}, rise=2)
 
     def _start_gateway(self, gateway: str) -> None:
         above = self.wan.directory
@@ -93,35 +90,6 @@ class Mirrors:
         file.write_text(yaml.safe_dump(config))
         self.wan.python(gateway, "-m", "local_infer.main", "run", "-c", file, name=gateway)
 
-    def _start_dns(self) -> None:
-        digest, ns = token_sha256(TOKEN), self.wan.address("dns")
-        check = {"kind": "http", "port": 80, "path": "/readyz", "interval": "500ms", "timeout": "400ms"}
-        config = {
-            "version": 1,
-            "state_dir": "state",
-            "dns": {"listen": ["0.0.0.0:53"]},
-            "zones": [{"origin": "mirror.example.", "file": "mirror.example.zone"}],
-            "regions": {"here": {"prefixes": [self.wan.prefix("here")]}},
-            "checks": {"gateway": check},
-            "mirrors": {gateway: {"addresses": [self.wan.address(gateway)]} for gateway in GATEWAYS},
-            "services": {SERVICE: {"mirrors": list(GATEWAYS), "checks": ["gateway"], "ttl": "1s"}},
-            "agents": {"here-agent": {"region": "here", "token_sha256": digest}},
-            "report": {"listen": ["0.0.0.0:8053"]},
-            "steering": {"rise": 2, "hold_down": "1s", "dwell": "500ms", "live_for": "4s", "stale_for": "12s"},
-        }
-        above = self.wan.directory
-        (above / "nearpath.yaml").write_text(yaml.safe_dump(config))
-        zone = f"$TTL 300\n@ IN SOA ns1 hostmaster 1 3600 600 86400 60\n  IN NS ns1\nns1 IN A {ns}\n"
-        (above / "mirror.example.zone").write_text(zone)
-        (above / "token").touch(mode=0o600)
-        (above / "token").write_text(TOKEN)
-        agent = {
-            "version": 1, "name": "here-agent", "appliance": f"http://{ns}:8053", "token_file": "token", "state_dir": "a",
-        }  # fmt: skip
-        (above / "agent.yaml").write_text(yaml.safe_dump(agent))
-        self.wan.python("dns", "-m", "nearpath.main", "up", "-c", above / "nearpath.yaml", name="nearpath")
-        self.wan.python("here-agent", "-m", "probes.main", "-c", above / "agent.yaml", name="agent")
-
     # -- doing
 
     def cut(self, gateway: str) -> None:
@@ -135,14 +103,6 @@ class Mirrors:
             self.wan.join(gateway, upstream)
 
     # -- asking
-
-    def named(self) -> str | None:
-        """The gateway that DNS names for a client, or None while no answer comes."""
-        try:
-            answer = dig(self.wan, "here-client", SERVICE, "A", family=4)
-        except NoAnswer:
-            return None
-        return self._of_address[answer.addresses[0]] if answer.addresses else None
 
     def ask(self, gateway: str, text: str, **headers: str) -> Got:
         """What a client gets that sends this question to this gateway; OSError when nothing comes."""
@@ -176,42 +136,34 @@ class Mirrors:
 
     def has_settled(self) -> bool:
         """Both gateways are whole, and the nearer one is named."""
-        return self.named() == "gw-a" and all(map(self.is_ready, GATEWAYS))
+        return self.steered.named() == "gw-a" and all(map(self.is_ready, GATEWAYS))
 
     def until_named(self, gateway: str) -> None:
         """Wait until DNS names it."""
-        self.wan.wait_until(lambda: self.named() == gateway, 30, f"{gateway} is named")
+        self.wan.wait_until(lambda: self.steered.named() == gateway, 30, f"{gateway} is named")
 
 
 @contextmanager
 def a_client(mirrors: Mirrors) -> Iterator[list[Got]]:
     """A client that asks DNS and then what was answered before, all the time, in a thread of its own."""
-    stop, got = threading.Event(), list[Got]()
+    got: list[Got] = []
 
-    def run() -> None:
-        while not stop.is_set():
-            gateway = mirrors.named()
-            if gateway is not None:
-                try:
-                    got.append(mirrors.ask(gateway, ASKED_BEFORE))
-                except OSError as error:
-                    got.append(Got(gateway, 0, "", "", str(error), 0.0))
-            stop.wait(0.05)
+    def visit() -> None:
+        gateway = mirrors.steered.named()
+        if gateway is not None:
+            try:
+                got.append(mirrors.ask(gateway, ASKED_BEFORE))
+            except OSError as error:
+                got.append(Got(gateway, 0, "", "", str(error), 0.0))
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
+    with repeating(visit):
         yield got
-    finally:
-        stop.set()
-        thread.join(30)
 
 
 @pytest.fixture(scope="module")
 def mirrors() -> Iterator[Mirrors]:
-    nodes = [Node("here-agent", region="here"), Node("here-client", region="here"), Node("dns")]
     near = {("here", "gw-a"): 10.0, ("here", "gw-b"): 30.0, ("here", "dns"): 5.0}
-    with Wan([*nodes, *map(Node, GATEWAYS), *map(Node, UPSTREAMS)], rtt_ms=near, default_rtt_ms=40.0) as wan:
+    with Wan([*here(), *map(Node, GATEWAYS), *map(Node, UPSTREAMS)], rtt_ms=near, default_rtt_ms=40.0) as wan:
         mirrors = Mirrors(wan)
         mirrors.start_all()
         wan.wait_until(mirrors.has_settled, 60, "both gateways serve, and the nearer one is named")

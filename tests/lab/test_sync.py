@@ -9,19 +9,17 @@ from __future__ import annotations
 import hashlib
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from nearpath.ingest import token_sha256
-from tests.lab.dig import NoAnswer, dig
+from core.tokens import token_sha256
 from tests.lab.process import LabProcess
+from tests.lab.steered import TOKEN, Steered, here, repeating
 from tests.lab.wan import ROOT, Node, Wan
 from tests.probes.wire_server import make_certificate
 from tests.syncd.nodes import ask_socket
@@ -33,7 +31,6 @@ EDGES = ("edge-a", "edge-b")
 NODES = ("origin", "reg-a", "reg-b", *EDGES)
 PARENTS = {"reg-a": ["origin"], "reg-b": ["origin"], "edge-a": ["reg-a", "reg-b"], "edge-b": ["reg-b", "reg-a"]}
 MAX_LAG_S = 5.0
-TOKEN = "0123456789abcdef-lab"
 
 # Asks for the index and all it names, in the client's namespace; prints what was missing or not whole.
 _CLIENT = """
@@ -67,7 +64,7 @@ class Fleet:
         self.faults: list[str] = []
         self.seen: list[tuple[float, str, int]] = []
         """(time, edge, release) of what clients found"""
-        self._of_address = {wan.address(edge): edge for edge in EDGES}
+        self.steered = Steered(wan, SERVICE, EDGES)
 
     def folder(self, node: str) -> Path:
         return self.wan.directory / node
@@ -78,8 +75,6 @@ class Fleet:
         for node in NODES:
             (self.folder(node) / "tree").mkdir(parents=True)
             self.certificates[node] = make_certificate(self.folder(node), node, address=self.wan.address(node))
-        (self.wan.directory / "token").write_text(TOKEN)
-        (self.wan.directory / "token").chmod(0o600)
         self._write("origin", "")
         key = self.syncd_command("origin", "key", "t").strip()
         for node in NODES[1:]:
@@ -89,7 +84,12 @@ class Fleet:
             self.start(node)
         for edge in EDGES:
             self.wan.python(edge, "-m", "http.server", "80", "-d", self.folder(edge) / "tree", name=f"{edge}-http")
-        self._start_dns()
+        self.steered.start(
+            {"path": "/index.txt", "interval": "1s", "timeout": "600ms"},
+            rise=3,
+            service={"tree": "t", "max_lag": f"{MAX_LAG_S:g}s"},
+            nodes={edge: {"mirrors": [edge], "token_sha256": token_sha256(TOKEN)} for edge in EDGES},
+        )
 
     def start(self, node: str) -> None:
         config = self.folder(node) / "syncd.yaml"
@@ -108,14 +108,13 @@ class Fleet:
         return self.wan.run(node, argv, timeout_s=20, cwd=ROOT).stdout
 
     def _write(self, node: str, key: str) -> None:
-        above = self.wan.directory
         config: dict[str, Any] = {
             "version": 1,
             "node": node,
             "state_dir": "state",
             "appliance": {
                 "url": f"http://{self.wan.address('dns')}:8053",
-                "token_file": str(above / "token"),
+                "token_file": str(self.steered.token_file),
                 "every": "1s",
             },
         }
@@ -130,7 +129,7 @@ class Fleet:
             config["parents"] = {
                 parent: {
                     "url": f"https://{self.wan.address(parent)}:8443",
-                    "token_file": str(above / "token"),
+                    "token_file": str(self.steered.token_file),
                     "ca_file": str(self.certificates[parent][0]),
                 }
                 for parent in PARENTS[node]
@@ -138,38 +137,6 @@ class Fleet:
             tree |= {"parents": PARENTS[node], "public_key": key, "poll": "1s", "indexes": ["index.txt"]}
         config["trees"] = {"t": tree}
         (self.folder(node) / "syncd.yaml").write_text(yaml.safe_dump(config))
-
-    def _start_dns(self) -> None:
-        digest = token_sha256(TOKEN)
-        config = {
-            "version": 1,
-            "state_dir": "state",
-            "dns": {"listen": ["0.0.0.0:53"]},
-            "zones": [{"origin": "mirror.example.", "file": "mirror.example.zone"}],
-            "regions": {"here": {"prefixes": [self.wan.prefix("here")]}},
-            "checks": {"web": {"kind": "http", "port": 80, "path": "/index.txt", "interval": "1s", "timeout": "600ms"}},
-            "mirrors": {edge: {"addresses": [self.wan.address(edge)]} for edge in EDGES},
-            "services": {
-                SERVICE: {
-                    "mirrors": list(EDGES), "checks": ["web"], "ttl": "1s", "tree": "t", "max_lag": f"{MAX_LAG_S:g}s",
-                }
-            },
-            "agents": {"here-agent": {"region": "here", "token_sha256": digest}},
-            "nodes": {edge: {"mirrors": [edge], "token_sha256": digest} for edge in EDGES},
-            "report": {"listen": ["0.0.0.0:8053"]},
-            "steering": {"rise": 3, "hold_down": "1s", "dwell": "500ms", "live_for": "4s", "stale_for": "12s"},
-        }  # fmt: skip
-        above = self.wan.directory
-        (above / "nearpath.yaml").write_text(yaml.safe_dump(config))
-        ns = self.wan.address("dns")
-        zone = f"$TTL 300\n@ IN SOA ns1 hostmaster 1 3600 600 86400 60\n  IN NS ns1\nns1 IN A {ns}\n"
-        (above / "mirror.example.zone").write_text(zone)
-        agent = {
-            "version": 1, "name": "here-agent", "appliance": f"http://{ns}:8053", "token_file": "token", "state_dir": "a",
-        }  # fmt: skip
-        (above / "agent.yaml").write_text(yaml.safe_dump(agent))
-        self.wan.python("dns", "-m", "nearpath.main", "up", "-c", above / "nearpath.yaml", name="nearpath")
-        self.wan.python("here-agent", "-m", "probes.main", "-c", above / "agent.yaml", name="agent")
 
     # -- doing
 
@@ -195,22 +162,14 @@ class Fleet:
         answer = ask_socket(self.folder(node) / "state" / "control.sock")
         return answer["trees"]["t"] if answer else None
 
-    def named(self) -> str | None:
-        """The edge that DNS names for a client, or None while no answer comes."""
-        try:
-            answer = dig(self.wan, "here-client", SERVICE, "A", family=4)
-        except NoAnswer:
-            return None
-        return self._of_address[answer.addresses[0]] if answer.addresses else None
-
     def has_settled(self) -> bool:
         """Whether the fleet has begun its work: before the first stamps all edges are equally unknown."""
         current = all((self.status(edge) or {}).get("state") == "current" for edge in EDGES)
-        return current and self.named() == "edge-a"
+        return current and self.steered.named() == "edge-a"
 
     def visit(self) -> None:
         """What a client does: ask DNS, read the index there, then every file that it names."""
-        edge = self.named()
+        edge = self.steered.named()
         if edge is None:
             return
         argv = [sys.executable, "-c", _CLIENT, self.wan.address(edge)]
@@ -228,30 +187,10 @@ class Fleet:
         )
 
 
-@contextmanager
-def clients(fleet: Fleet) -> Iterator[None]:
-    """Clients that visit all the time, in a thread of their own."""
-    stop = threading.Event()
-
-    def run() -> None:
-        while not stop.is_set():
-            fleet.visit()
-            stop.wait(0.05)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(60)
-
-
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    nodes = [Node("here-agent", region="here"), Node("here-client", region="here"), Node("dns")]
     near = {("here", "edge-a"): 10.0, ("here", "edge-b"): 30.0, ("here", "dns"): 5.0}
-    with Wan([*nodes, *(Node(node) for node in NODES)], rtt_ms=near, default_rtt_ms=40.0) as wan:
+    with Wan([*here(), *(Node(node) for node in NODES)], rtt_ms=near, default_rtt_ms=40.0) as wan:
         fleet = Fleet(wan)
         fleet.start_all()
         wan.wait_until(fleet.has_settled, 60, "both edges have the content, and the nearer one is named")
@@ -259,7 +198,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 def test_a_regional_node_that_dies_in_a_publish_harms_no_client(fleet: Fleet) -> None:
-    with clients(fleet):
+    with repeating(fleet.visit):
         fleet.until_released(fleet.release)
         for _ in range(2):
             fleet.until_released(fleet.publish())
@@ -281,17 +220,17 @@ def test_a_regional_node_that_dies_in_a_publish_harms_no_client(fleet: Fleet) ->
 
 
 def test_an_edge_that_lags_is_not_named_and_comes_back(fleet: Fleet) -> None:
-    with clients(fleet):
+    with repeating(fleet.visit):
         fleet.until_released(fleet.release)
-        assert fleet.named() == "edge-a"
+        assert fleet.steered.named() == "edge-a"
         for regional in ("reg-a", "reg-b"):
             fleet.wan.cut("edge-a", regional)
         fleet.publish()
-        fleet.wan.wait_until(lambda: fleet.named() == "edge-b", MAX_LAG_S + 20, "the fresh edge is named")
+        fleet.wan.wait_until(lambda: fleet.steered.named() == "edge-b", MAX_LAG_S + 20, "the fresh edge is named")
         fleet.until_released(fleet.release)
         for regional in ("reg-a", "reg-b"):
             fleet.wan.join("edge-a", regional)
-        fleet.wan.wait_until(lambda: fleet.named() == "edge-a", 60, "the nearer edge is named again")
+        fleet.wan.wait_until(lambda: fleet.steered.named() == "edge-a", 60, "the nearer edge is named again")
     assert fleet.faults == [], "\n".join(fleet.faults)
     since_cut = [edge for _s, edge, release in fleet.seen if release == fleet.release]
     assert since_cut[0] == "edge-b"

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nearpath.ingest import token_sha256
+from core.tokens import token_sha256
 from tests.lab.dig import Answer, NoAnswer, dig
 from tests.lab.matrix import planetlab_rtt_ms
 from tests.lab.mirror_server import Mirror, start_mirrors

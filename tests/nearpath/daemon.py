@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nearpath.client import CONTROL_SOCKET
+from core.io_control import CONTROL_SOCKET
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 20.0

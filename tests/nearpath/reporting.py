@@ -17,8 +17,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from core.config import Config
 from core.io_bus import EmbeddedBus
 from core.io_clock import AnchoredClock
+from core.tokens import token_sha256
 from nearpath.api import ReportInterface, make_report_app, make_targets
-from nearpath.ingest import AgentState, token_sha256
+from nearpath.ingest import AgentState
 from nearpath.steerer import Steerer
 from policy.plan import SteeringPlan, make_plan
 from policy.regions import RegionSource, compile_regions

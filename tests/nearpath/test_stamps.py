@@ -18,8 +18,8 @@ from rich.console import Console
 from core.config import Node
 from core.io_config import read_config
 from core.messages import MAX_STAMPS_PER_REPORT, StampReport, SyncStamp, decode, encode
+from core.tokens import token_sha256
 from nearpath.doctor_running import check_nodes
-from nearpath.ingest import token_sha256
 from nearpath.loading import load
 from nearpath.stamps import FORGET_AFTER_S, NODE_HEADER, NodeState
 from nearpath.views import show_explanation, show_status

@@ -12,14 +12,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from core.io_http import bind_tcp, bound_address
+from core.io_http import bind_tcp, bound_address, server_tls
+from core.tokens import token_sha256
 from syncd.model import Change, Entry, Kind, Op
 from syncd.publish.plan import Fetch
 from syncd.store.manifest import Manifest
 from syncd.store.signed_root import Root, sign_root
 from syncd.transfer import wire
 from syncd.transfer.io_parent import Parent
-from syncd.transfer.io_serve import Limits, Server, Serving, server_tls
+from syncd.transfer.io_serve import Limits, Server, Serving
 
 TOKEN = "right-token"
 ID = b"j" * 16
@@ -150,14 +151,14 @@ async def served(
     (home / "stage").mkdir()
     source = FakeTree(home / "parent tree")
     children = {
-        "edge1": wire.Child("edge1", wire.token_sha256(TOKEN), frozenset({"t", "later"})),
-        "edge2": wire.Child("edge2", wire.token_sha256("other-token"), frozenset({"other"})),
+        "edge1": wire.Child("edge1", token_sha256(TOKEN), frozenset({"t", "later"})),
+        "edge2": wire.Child("edge2", token_sha256("other-token"), frozenset({"other"})),
     }
     owner = (os.getuid(), os.getgid()) if os.getuid() == 0 else None
     server = Server(source, children, limits or Limits(), serving or Serving(owner=owner))
     sock = bind_tcp("127.0.0.1:0")
     address = bound_address(sock)
-    await server.start(sock, server_tls(*tls) if tls else None)
+    await server.start(sock, server_tls(*tls, both_ours=True) if tls else None)
     site = Site(home, source, server, f"{'https' if tls else 'http'}://{address}", tls[0] if tls else "")
     try:
         yield site

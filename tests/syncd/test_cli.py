@@ -17,8 +17,9 @@ import yaml
 from typer.testing import CliRunner
 
 from core.errors import NearpathError
+from core.io_control import ask_control
 from syncd import main as _all_commands  # noqa: F401  registers what io_cli does not hold
-from syncd.io_ask import ask_at
+from syncd.io_ask import SYNCD
 from syncd.io_cli import app
 from syncd.io_cli_show import printable, size
 from tests.syncd.nodes import Node, differences, running
@@ -248,7 +249,7 @@ def test_no_permission_is_said(tmp_path: Path) -> None:
     os.seteuid(65534)
     try:
         with pytest.raises(NearpathError, match=r"no permission for .* group"):
-            asyncio.run(ask_at(tmp_path / "state/control.sock", "GET", "/v1/status", None, 5.0))
+            asyncio.run(ask_control(SYNCD, tmp_path / "state", "GET", "/v1/status"))
     finally:
         os.seteuid(0)
 

@@ -6,23 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from syncd.model import Entry, Kind
 from syncd.publish.guard import (
     DeleteLimits,
     Objection,
     RecentDeletes,
     Reserve,
-    SourceView,
     Space,
     Weight,
-    below_failed,
     change_token,
-    check_clock,
     check_deletes,
-    check_source,
     check_space,
-    is_changed,
-    is_settled,
     size_text,
 )
 
@@ -87,47 +80,6 @@ def test_tokens_do_not_run_into_each_other() -> None:
     assert change_token("t", [b"ab", b"c"], 2) != change_token("t", [b"a", b"bc"], 2)
 
 
-GOOD = SourceView("/srv/debian", True, 0x801, 0x801, 5000, 5000, ".tree", True)
-
-
-def stops(view: SourceView) -> list[str]:
-    found = check_source(view)
-    assert all(objection.weight is Weight.STOP and objection.fix for objection in found)
-    return [objection.what for objection in found]
-
-
-def test_a_good_source() -> None:
-    assert stops(GOOD) == []
-    assert stops(replace(GOOD, known_device=None, entries=0, known_entries=0, marker="")) == []
-
-
-@pytest.mark.parametrize(
-    ("view", "word"),
-    [
-        (replace(GOOD, exists=False), "is not there"),
-        (replace(GOOD, device=0x10), "another file system than before (device 0x801, now 0x10)"),
-        (replace(GOOD, marker_found=False), "has no .tree"),
-        (replace(GOOD, entries=0), "is empty, and held 5,000 entries"),
-        (replace(GOOD, failed=((b"pool/x", "Input/output error"),)), "such as b'pool/x' (Input/output error)"),
-    ],
-)
-def test_a_source_that_may_not_be_the_tree(view: SourceView, word: str) -> None:
-    (what,) = stops(view)
-    assert word in what
-
-
-def test_an_unmounted_source_is_told_in_all_its_ways() -> None:
-    assert len(stops(replace(GOOD, device=1, entries=0, marker_found=False))) == 3
-
-
-def test_what_lies_below_a_failed_listing_is_not_known_to_be_gone() -> None:
-    assert below_failed(b"a/b", [b"a"])
-    assert below_failed(b"a", [b"a"])
-    assert below_failed(b"anything", [b""])
-    assert not below_failed(b"ab", [b"a"])
-    assert not below_failed(b"a", [b"a/b"])
-
-
 ROOM = Space(free_bytes=10 << 30, total_bytes=100 << 30, free_inodes=1000, total_inodes=10_000)
 
 
@@ -150,36 +102,3 @@ def test_space() -> None:
 
 def test_sizes() -> None:
     assert [size_text(n) for n in (0, 1023, 1536, 1 << 40)] == ["0 B", "1023 B", "1.5 KiB", "1.0 TiB"]
-
-
-OLD = Entry(b"f", Kind.FILE, 0o644, 5, 1_000_000_000, ctime_ns=1_000_000_000, inode=(1, 2))
-
-
-def test_a_change_is_any_difference_also_to_an_older_time() -> None:
-    assert not is_changed(OLD, replace(OLD, digest=b"x" * 32))
-    for new in (
-        replace(OLD, mtime_ns=1),
-        replace(OLD, mtime_ns=OLD.mtime_ns + 1),
-        replace(OLD, ctime_ns=1),
-        replace(OLD, inode=(1, 3)),
-        replace(OLD, mode=0o600),
-        replace(OLD, size=6),
-    ):
-        assert is_changed(OLD, new)
-
-
-@pytest.mark.parametrize(
-    ("mtime_s", "ctime_s", "settled"),
-    [(90, 90, True), (97.9, 97.9, True), (98.1, 90, False), (90, 98.1, False), (100, 100, False), (5000, 90, False)],
-)
-def test_a_time_near_or_after_the_look_proves_nothing(mtime_s: float, ctime_s: float, settled: bool) -> None:
-    entry = replace(OLD, mtime_ns=int(mtime_s * 1e9), ctime_ns=int(ctime_s * 1e9))
-    assert is_settled(entry, 100.0) == settled
-
-
-def test_files_from_the_future_are_told() -> None:
-    assert check_clock("t", [OLD], 100.0) == ""
-    late = replace(OLD, path=b"late", mtime_ns=int(3700e9))
-    assert check_clock("t", [OLD, late], 100.0).startswith(
-        "tree t: 1 files have an mtime in the future, b'late' by 3,600 s"
-    )

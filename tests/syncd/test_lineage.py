@@ -16,7 +16,7 @@ def standings(**rtts_s: float | None) -> dict[str, Standing]:
     found = {}
     for name, rtt_s in rtts_s.items():
         found[name] = Standing()
-        found[name].worked(0.0, rtt_s, 0.0)
+        found[name].worked(rtt_s, 0.0)
     return found
 
 
@@ -47,7 +47,7 @@ def test_one_that_came_back_is_waited_for() -> None:
     choice.choose(known, 0.0)
     known["near"].failed(1.0, "reset")
     assert choice.choose(known, 1.0) == "far"
-    known["near"].worked(5.0, 0.010)
+    known["near"].worked(0.010)
     assert choice.choose(known, 5.0) == "far"
     assert choice.choose(known, 5.0 + DWELL_S - 0.1) == "far"
     assert choice.choose(known, 5.0 + DWELL_S) == "near"
@@ -69,7 +69,7 @@ def test_rests_grow_and_end_with_an_answer() -> None:
         rests.append(standing.rest_until - 100.0)
     assert rests[:4] == [1.0, 2.0, 4.0, 8.0]
     assert rests[-1] == MAX_REST_S
-    standing.worked(200.0)
+    standing.worked()
     assert (standing.failures, standing.rest_until, standing.why) == (0, 0.0, "")
     standing.failed(300.0, "down")
     assert standing.rest_until == 301.0
@@ -77,23 +77,23 @@ def test_rests_grow_and_end_with_an_answer() -> None:
 
 def test_a_stale_parent_is_passed_over() -> None:
     choice, known = Choice(NAMES), standings(near=0.010, far=0.080)
-    known["near"].worked(0.0, lag_s=STALE_S + 1)
+    known["near"].worked(lag_s=STALE_S + 1)
     assert choice.choose(known, 0.0) == "far"
 
 
 def test_the_incumbent_is_left_at_once_when_it_goes_stale() -> None:
     choice, known = Choice(NAMES), standings(near=0.010, far=0.080)
     assert choice.choose(known, 0.0) == "near"
-    known["near"].worked(1.0, lag_s=STALE_S)
+    known["near"].worked(lag_s=STALE_S)
     assert choice.choose(known, 1.0) == "near"
-    known["near"].worked(2.0, lag_s=STALE_S + 0.1)
+    known["near"].worked(lag_s=STALE_S + 0.1)
     assert choice.choose(known, 2.0) == "far"
 
 
 def test_all_stale_alike_are_no_reason_to_change() -> None:
     choice, known = Choice(NAMES), standings(near=0.010, far=0.080)
     for standing in known.values():
-        standing.worked(1.0, lag_s=86400.0)
+        standing.worked(lag_s=86400.0)
     assert choice.choose(known, 1.0) == "near"
 
 
@@ -123,10 +123,10 @@ def test_dwell_begins_anew_after_a_setback() -> None:
 
 def test_round_trips_are_smoothed() -> None:
     standing = Standing()
-    standing.worked(0.0, 0.080)
-    standing.worked(1.0, 0.160)
+    standing.worked(0.080)
+    standing.worked(0.160)
     assert standing.srtt_s == pytest.approx(0.090)  # 7/8 of 80 ms and 1/8 of 160 ms (RFC 6298 2.3)
-    standing.worked(2.0)
+    standing.worked()
     assert standing.srtt_s == pytest.approx(0.090)
 
 
@@ -135,7 +135,7 @@ def test_noise_does_not_make_parents_take_turns() -> None:
     choice, known = Choice(["a", "b"]), standings(a=0.040, b=0.041)
     for second in range(0, 86400, 10):
         for standing in known.values():
-            standing.worked(float(second), max(0.001, rng.gauss(0.040, 0.008)))
+            standing.worked(max(0.001, rng.gauss(0.040, 0.008)))
         now = choice.choose(known, float(second))
         changes += now != before
         before = now
@@ -145,9 +145,9 @@ def test_noise_does_not_make_parents_take_turns() -> None:
 def test_a_first_choice_made_before_anything_was_measured_is_not_held_on_to() -> None:
     choice, known = Choice(["far", "near"]), standings(near=None, far=None)
     assert choice.choose(known, 0.0) == "far"
-    known["near"].worked(0.1, 0.010)
+    known["near"].worked(0.010)
     assert choice.choose(known, 0.1) == "far", "it may be nearer still"
-    known["far"].worked(0.2, 0.080)
+    known["far"].worked(0.080)
     assert choice.choose(known, 0.2) == "near"
-    known["far"].worked(0.3, 0.001)
+    known["far"].worked(0.001)
     assert choice.choose(known, 0.3) == "near", "from now on, good news must last"

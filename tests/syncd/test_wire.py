@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import MessageError
+from core.tokens import token_sha256
 from syncd.model import Change, Entry, Kind, Op
 from syncd.store.manifest import MAX_ASKED
 from syncd.transfer.wire import (
@@ -46,7 +47,6 @@ from syncd.transfer.wire import (
     journal_query,
     parse_journal_query,
     refusal,
-    token_sha256,
     tree_path,
 )
 
