@@ -7,12 +7,9 @@ import os
 import shutil
 import struct
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -37,9 +34,8 @@ from syncd.source.fanotify import (
 from syncd.source.io_fanotify import Fanotify, fanotify_problem
 from syncd.source.io_source import SourceTree
 from syncd.source.io_watch import News, Watcher, WatchError
-from tests.syncd import test_source as scenarios
 from tests.syncd.churn import scan
-from tests.syncd.test_source import Start, indexed, settle, told, write
+from tests.syncd.watched import PROBLEM, Start, indexed, needs_fanotify, settle, told, write
 
 # --- the decoder --------------------------------------------------------------------------------------------------------
 
@@ -199,8 +195,6 @@ def test_a_damaged_stream_gives_events_or_an_event_error(at: int, damage: bytes)
 
 # --- a real file system -------------------------------------------------------------------------------------------------
 
-PROBLEM = fanotify_problem(os.fsencode(tempfile.gettempdir()))
-needs_fanotify = pytest.mark.skipif(bool(PROBLEM), reason=f"no fanotify for the temporary directory: {PROBLEM}")
 CAP_SYS_ADMIN = 1 << 21
 rights = int(
     next(line for line in Path("/proc/self/status").read_text().splitlines() if "CapEff" in line).split()[1], 16
@@ -212,75 +206,8 @@ needs_root = pytest.mark.skipif(
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> bytes:
-    (tmp_path / "tree").mkdir()
-    return os.fsencode(tmp_path / "tree")
-
-
-@pytest.fixture
-def start(root: bytes, tmp_path: Path) -> Iterator[Start]:
-    """As test_source's, with fanotify."""
-    open_now: list[SourceTree] = []
-
-    def stop() -> None:
-        while open_now:
-            open_now.pop().close()
-
-    def start(**options: bool) -> SourceTree:
-        stop()
-        source = SourceTree(root, tmp_path / "store.db", watch="fanotify", **options)
-        open_now.append(source)
-        source.start()
-        return source
-
-    start.stop = stop  # type: ignore[attr-defined]
-    yield start  # type: ignore[misc]
-    stop()
-
-
-SAME = [
-    scenarios.test_what_happens_is_told,
-    scenarios.test_a_directory_replaced_by_a_symlink_and_back,
-    scenarios.test_a_hard_link_shares_the_inode,
-    scenarios.test_devices_and_sockets_are_left_out,
-    scenarios.test_a_rewrite_in_the_same_second_of_the_same_size_with_its_mtime_put_back,
-    scenarios.test_a_big_directory_is_renamed_as_one_also_while_nobody_watched,
-    scenarios.test_lost_events_are_made_up_for_without_a_loop,
-    scenarios.test_many_new_subtrees_at_once_lose_no_file,
-    *[partial(scenarios.test_any_name_is_told_as_it_is, name=name) for name in (b"new\nline", b"\xff\xfe", b"L" * 255)],
-    partial(scenarios.test_churn_beside_it_ends_at_the_same_tree, seed=10),
-]
-SAME_ELSEWHERE = [
-    scenarios.test_what_was_moved_out_and_comes_back_is_watched_again,
-    scenarios.test_a_root_that_is_another_directory_is_refused,
-]
-
-
-def scenario_name(scenario: Any) -> str:
-    if isinstance(scenario, partial):
-        return f"{scenario.func.__name__[5:]}-{next(iter(scenario.keywords.values()))!r}"
-    return str(scenario.__name__)[5:]
-
-
-@needs_fanotify
-@pytest.mark.parametrize("scenario", SAME, ids=scenario_name)
-def test_it_is_as_with_inotify(scenario: Callable[..., None], root: bytes, start: Start) -> None:
-    scenario(root, start)
-
-
-@needs_fanotify
-@pytest.mark.parametrize("scenario", SAME_ELSEWHERE, ids=scenario_name)
-def test_it_is_as_with_inotify_beside_the_tree(
-    scenario: Callable[..., None], root: bytes, start: Start, tmp_path: Path
-) -> None:
-    scenario(root, start, tmp_path)
-
-
-@needs_fanotify
-def test_directories_that_were_moved_out_are_forgotten(
-    root: bytes, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scenarios.test_watches_of_what_was_moved_out_are_given_back(root, start, tmp_path, monkeypatch)
+def watch() -> str:
+    return "fanotify"
 
 
 @needs_fanotify
