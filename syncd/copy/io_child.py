@@ -15,17 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from core.config_sync import Tree
 from core.errors import MessageError, NearpathError
 from core.io_log import get_logger
 from syncd.copy.child_status import Activity, ChildStatus, Fetching, Totals
 from syncd.copy.io_ahead import Ahead, Page
-from syncd.copy.io_copy import Copy, CopyError
+from syncd.copy.io_copy import Copy, CopyError, Recovery
 from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom, in_parts, weight
+from syncd.copy.io_parents import Lineage
 from syncd.copy.io_reconcile import compare_with, link_changes
-from syncd.model import Change
+from syncd.model import Change, PathError
 from syncd.publish.io_publish import DiskFull
 from syncd.source.io_scrub import Scrubber, Wrong
 from syncd.store.io_ledger import Ledger
@@ -50,6 +51,10 @@ ROOT_AFTER_S = 0.5
 """The root is compared once nothing came for so long: in a burst, hashing all of it takes as long as fetching some."""
 QUIET_POLLS = 2
 """Polls without news after which a hash that is not the signed one is taken for drift, not for a root still to come."""
+TRIM_EVERY_S = 600.0
+"""How often the journal is cut to what our own children have not got yet."""
+UNSIGNED_S = 60.0
+"""A parent whose tree is for so long not what the origin signed is left, unless it says itself that it is behind."""
 MAX_ROUNDS = 20
 """Comparisons in a row of a tree that changes while it is compared; what is left then, the journal brings."""
 
@@ -58,22 +63,6 @@ _log = get_logger("child")
 
 class Pinned(NearpathError):
     """The copy shows an older version because an operator said so."""
-
-
-class Lineage(Protocol):
-    """Which parent to follow, and what became of it."""
-
-    def choose(self, tree: str) -> tuple[str, Parent | PlainParent] | None:
-        """(name, parent) of the best parent for a tree now; None when none answers."""
-
-    def wake(self, tree: str) -> None:
-        """Parents that rest after failures may be asked again."""
-
-    def worked(self, name: str, tree: str, lag_s: float) -> None:
-        """The parent answered, with content that is so far behind."""
-
-    def failed(self, name: str, tree: str, why: str) -> None:
-        """The parent did not answer as it must."""
 
 
 @dataclass(slots=True)
@@ -117,6 +106,8 @@ class Follower:
         self._is_caught_up = False
         self._is_root_due = False
         self._quiet_polls = 0
+        self._unsigned_s: float | None = None  # since when the parent has what the origin did not sign
+        self._trimmed_s = -TRIM_EVERY_S
         self._blob = b""
         self.intake = Intake(name, tree, self.board, self._work, self._announce)
         self._ahead = Ahead(name, self._work, self.intake.choose_ahead, "hard-links" in tree.keep)
@@ -143,8 +134,7 @@ class Follower:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.offer.close()
-        if self._copy is not None:
-            await self._work(self._copy.close)
+        await self._work(self._close_copy)
         self._worker.shutdown()
 
     def approve(self, token: str) -> bool:
@@ -231,11 +221,6 @@ class Follower:
         """What was done since the start."""
         return self.board.totals
 
-    @property
-    def matched(self) -> Root | None:
-        """The newest signed root that the copy was found equal to."""
-        return self._matched
-
     def _served_path(self) -> str | None:
         return self.tree.path if self._copy is not None and self.status.has_content else None
 
@@ -246,22 +231,36 @@ class Follower:
         self.offer.announce(await self.offer.run(Ledger.last))
 
     async def _open(self) -> Copy:
-        if self._copy is None:
-            self.board.note(Activity.READING, "")
-            accept = self._accept
-            copy = await self._work(lambda: Copy(self.name, self.tree, self._store, accept=accept))
+        if self._copy is not None:
+            return self._copy
+        self.board.note(Activity.READING, "")
+        copy, recovery = await self._work(self._open_copy)
+        self._pinned = await self._work(lambda: copy.pinned)
+        self.offer.announce(await self.offer.run(Ledger.last))
+        size = await self._work(copy.size)
+        has_content = bool((await self._work(copy.cursor)).journal)
+        self.board.update(entries=size.entries, bytes_=size.bytes, has_content=has_content)
+        refused = await self._work(copy.refused)
+        self.board.update(refused=len(refused), refused_paths=refused)
+        _log.info("tree_opened", tree=self.name, entries=size.entries, recovered=recovery.went_on)
+        return copy
+
+    def _open_copy(self) -> tuple[Copy, Recovery]:
+        """All in the worker: whoever gives up waiting for it, the copy is either closed again or `_copy`."""
+        copy = Copy(self.name, self.tree, self._store, accept=self._accept)
+        try:
             self._accept = False
-            recovery = await self._work(copy.recover)
-            self._copy = copy
-            self._pinned = await self._work(lambda: copy.pinned)
-            self.offer.announce(await self.offer.run(Ledger.last))
-            size = await self._work(copy.size)
-            has_content = bool((await self._work(copy.cursor)).journal)
-            self.board.update(entries=size.entries, bytes_=size.bytes, has_content=has_content)
-            refused = await self._work(copy.refused)
-            self.board.update(refused=len(refused), refused_paths=refused)
-            _log.info("tree_opened", tree=self.name, entries=size.entries, recovered=recovery.went_on)
-        return self._copy
+            recovery = copy.recover()
+        except BaseException:
+            copy.close()
+            raise
+        self._copy = copy
+        return copy, recovery
+
+    def _close_copy(self) -> None:
+        copy, self._copy = self._copy, None
+        if copy is not None:
+            copy.close()
 
     async def _run(self) -> None:
         while True:
@@ -300,12 +299,12 @@ class Follower:
             except Incomplete as error:
                 self.board.note(Activity.RETRYING, str(error))
                 wait_s = self._again_s
-            except (ParentError, MessageError) as error:
+            except (ParentError, MessageError, PathError) as error:
                 self.board.note(Activity.NO_PARENT, str(error))
                 self._lineage.failed(name, self.name, str(error))
                 wait_s = 0.2 if self._other_parent(name) else self._again_s
             except CopyError as error:
-                await self._drop()
+                await self._work(self._close_copy)
                 self.board.note(Activity.STOPPED, str(error))
                 wait_s = FULL_AGAIN_S
             except ManifestError as error:
@@ -331,6 +330,9 @@ class Follower:
     async def _obey(self, copy: Copy) -> None:
         """Do what operators asked for; Pinned while an older version is to stay, CopyError when the disk is gone."""
         await self._work(copy.check_place)
+        if time.monotonic() - self._trimmed_s >= TRIM_EVERY_S:
+            self._trimmed_s = time.monotonic()
+            await self._work(lambda: copy.journal.trim(time.time()))
         if self._trust:
             self._trust = False
             self._lineage.wake(self.name)
@@ -360,11 +362,6 @@ class Follower:
     def _other_parent(self, name: str) -> bool:
         chosen = self._lineage.choose(self.name)
         return chosen is not None and chosen[0] != name
-
-    async def _drop(self) -> None:
-        copy, self._copy = self._copy, None
-        if copy is not None:
-            await self._work(copy.close)
 
     # -- one attempt: until the parent fails, or another is better
 
@@ -459,7 +456,7 @@ class Follower:
         self.board.update(behind=behind)
         if behind:
             return
-        if not self.status.waiting:
+        if not self.status.waiting and self._unsigned_s is None:
             # With changes, what came while they were published is in the next answer: current as of the question.
             self.current_asked_s = asked_s
             received_s = asked_s if answer.changes else time.monotonic()
@@ -470,7 +467,7 @@ class Follower:
             self._is_root_due = True
             return
         quiet, self._is_root_due = not self._is_root_due, False
-        await self._check_root(parent, quiet)
+        await self._check_root(parent, quiet, answer.lag_s)
 
     async def _poll(self, parent: Parent, cursor: Cursor) -> Page | None:
         """What the parent's journal has after `cursor`; None when the wait for it was cut short, see `look`."""
@@ -500,7 +497,7 @@ class Follower:
 
     # -- the signed root
 
-    async def _check_root(self, parent: Parent, quiet: bool) -> None:
+    async def _check_root(self, parent: Parent, quiet: bool, lag_s: float) -> None:
         """Compare hashes with the parent's signed root; twice unequal while nothing changes: something drifted."""
         root = await self._signed_root(parent)
         mine, _ = await self.offer.run(Ledger.root_hash)
@@ -513,6 +510,22 @@ class Follower:
                 self._quiet_polls = 0
                 _log.warning("drift_found", tree=self.name, doing="comparing; only what differs is fetched")
                 self._compare_due = True
+                self._blame_unsigned(parent, lag_s)
+
+    def _blame_unsigned(self, parent: Parent, lag_s: float) -> None:
+        """ManifestError when a parent that says it is fresh has what is here, and not what the origin signed, for long.
+
+        From the first time on the copy does not say that it is fresh: its age grows until DNS leaves it out.
+        """
+        if self.status.differences or lag_s >= UNSIGNED_S:
+            self._unsigned_s = None
+            return
+        now = time.monotonic()
+        self._unsigned_s = since_s = now if self._unsigned_s is None else self._unsigned_s
+        if now - since_s >= UNSIGNED_S:
+            self._unsigned_s = now
+            what = f"{parent.url} serves a tree {self.name} that its origin did not sign, and this copy holds it"
+            raise ManifestError(what, "see that node and its parents; another parent mends the copy")
 
     async def _signed_root(self, parent: Parent) -> Root:
         blob = await parent.root(self.name)
@@ -527,6 +540,7 @@ class Follower:
 
     async def _match(self, root: Root) -> None:
         """The copy is what the origin signed: our children may be told so."""
+        self._unsigned_s = None
         if self._matched != root or self.status.root_hash != root.root_hash.hex():
             blob = self._blob
             await self.offer.run(lambda ledger: ledger.keep_root(blob))

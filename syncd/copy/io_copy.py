@@ -7,6 +7,7 @@ them goes: whatever instruction a crash falls on, either the steps are gone on w
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import time
@@ -75,11 +76,13 @@ class Copy:
         self._work = os.fsencode(work_directory(tree))
         self._versions = Versions(self._path, self._path + b".versions", self._work)
         self._is_atomic = tree.mode == "atomic"
-        self._db = open_store(store)
-        self.index = Index(self._db, by_inode=True)
-        self.journal = Journal(self._db)
         self._lock = self._work_lock = -1
+        self._db = open_store(store)
         try:
+            self.index = Index(self._db, by_inode=True)
+            self.journal = Journal(self._db)
+            self.partial = f".~{self.journal.journal_id.hex()[:16]}~"
+            """for `rsync.Options.partial`"""
             self._prepare(accept)
         except BaseException:
             self.close()
@@ -124,6 +127,11 @@ class Copy:
         """Changes that wait for files that could not be fetched."""
         kept = fact(self._db, "later")
         return decode_changes(kept) if isinstance(kept, bytes) else ()
+
+    def recent_deletes(self) -> tuple[tuple[float, int], ...]:
+        """What was deleted lately without anybody's word; see `guard.RecentDeletes`."""
+        kept = fact(self._db, "recent_deletes")
+        return tuple((at, count) for at, count in json.loads(kept)) if isinstance(kept, bytes) else ()
 
     def size(self) -> Size:
         """How much the copy holds."""
@@ -311,6 +319,8 @@ class Copy:
             self.journal.append(drafts, time.time())
             set_fact(self._db, "later", encode_changes(note.later))
             set_fact(self._db, "published", intent.number)
+            if note.deletes is not None:
+                set_fact(self._db, "recent_deletes", json.dumps(note.deletes).encode())
             if note.cursor is not None:
                 self._set_cursor(note.cursor)
 

@@ -11,7 +11,8 @@ import fcntl
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +46,12 @@ class StoreBusy(StoreError):
     """Another process has this tree."""
 
 
+class _Connection(sqlite3.Connection):
+    """Its lock goes with it: by close_store, or when it is forgotten by who failed half-way."""
+
+    unlock: Callable[[], object] | None = None
+
+
 def open_store(file: Path, *, exclusive: bool = True) -> sqlite3.Connection:
     """Open or make the store; with `exclusive` (the daemon's own), a second such opening raises StoreBusy.
 
@@ -52,7 +59,7 @@ def open_store(file: Path, *, exclusive: bool = True) -> sqlite3.Connection:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(file, isolation_level=None, timeout=10.0, check_same_thread=False)
+        db = sqlite3.connect(file, isolation_level=None, timeout=10.0, check_same_thread=False, factory=_Connection)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
@@ -89,11 +96,8 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
             )
 
 
-_locks: dict[int, int] = {}
-
-
-def _lock(db: sqlite3.Connection, file: Path) -> None:
-    """Take the lock file beside the store for as long as the process lives or until close_store."""
+def _lock(db: _Connection, file: Path) -> None:
+    """Take the lock file beside the store for as long as the connection lives."""
     fd = os.open(file.with_name(file.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +106,7 @@ def _lock(db: sqlite3.Connection, file: Path) -> None:
         db.close()
         fix = "another syncd has this tree; stop it, or give it another"
         raise StoreBusy(f"the index {file} is in use", fix) from error
-    _locks[id(db)] = fd
+    db.unlock = weakref.finalize(db, os.close, fd)
 
 
 def hold_directory(directory: bytes, what: str = "tree") -> int:
@@ -126,8 +130,8 @@ def hold_directory(directory: bytes, what: str = "tree") -> int:
 def close_store(db: sqlite3.Connection) -> None:
     """Close it, and give up the lock."""
     db.close()
-    if (fd := _locks.pop(id(db), None)) is not None:
-        os.close(fd)
+    if isinstance(db, _Connection) and db.unlock is not None:
+        db.unlock()
 
 
 @contextmanager
