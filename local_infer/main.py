@@ -42,7 +42,7 @@ def _group() -> None:
 @app.command()
 def run(
     config: ConfigFile = _DEFAULT_FILE,
-    json_log: Annotated[bool, typer.Option("--json-log", help="Log one JSON object a line.")] = False,
+    json_log: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log more.")] = False,
 ) -> None:
     """Serve until SIGTERM; SIGHUP reads the configuration anew."""

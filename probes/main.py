@@ -32,7 +32,7 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Check configuration, rights and appliance, then end.")
     ] = False,
-    json_log: Annotated[bool, typer.Option("--json-log", help="Log one JSON object a line.")] = False,
+    json_log: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log more.")] = False,
 ) -> None:
     """Measure the mirrors from this host and report to the appliance."""

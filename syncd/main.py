@@ -21,7 +21,7 @@ _log = get_logger("main")
 @app.command()
 def run(
     config: ConfigFile = DEFAULT_CONFIG,
-    json_log: Annotated[bool, typer.Option("--json-log", help="Log one JSON object a line.")] = False,
+    json_log: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log more.")] = False,
 ) -> None:
     """Keep the trees of this node as they should be, until SIGTERM."""

@@ -78,7 +78,7 @@ async def running(file: Path, folder: Path) -> AsyncIterator[Running]:
     env.pop("WATCHDOG_PID", None)
     log = folder / "log"
     with log.open("wb") as stream:
-        process = await command("run", "-c", str(file), "--json-log", env=env, stderr=stream)
+        process = await command("run", "-c", str(file), "--log-json", env=env, stderr=stream)
     try:
         one = Running(process, notes, log)
         await one.noted("READY=1")
