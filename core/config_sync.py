@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -42,14 +44,39 @@ def _check_absolute(text: str) -> str:
 
 def _check_place(text: str) -> str:
     """A source as rsync writes it: `user@host:/path`, or `rsync://host[:port]/module[/path]`."""
-    ssh = re.fullmatch(r"[\w.][\w.@-]*:/[\w@./:+-]*", text)
-    daemon = re.fullmatch(r"rsync://[\w.-]+(:[0-9]{1,5})?/[\w.-]+(/[\w@./:+-]+)?", text)
+    # A host that begins with a dash would be an option of ssh.
+    ssh = re.fullmatch(r"(?!rsync://)(\w[\w.-]*@)?\w[\w.-]*:/[\w@./:+-]*", text)
+    daemon = re.fullmatch(r"rsync://\w[\w.-]*(:[0-9]{1,5})?/[\w.-]+(/[\w@./:+-]+)?", text)
     if not (ssh or daemon):
         raise ValueError(f"{text!r} is neither USER@HOST:/PATH nor rsync://HOST/MODULE")
     return text
 
 
+def is_in_clear(url: str) -> bool:
+    """Whether others could read what goes to `url`, tokens among it: http to another machine."""
+    parts = urlsplit(url)
+    try:
+        is_near = ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        is_near = parts.hostname == "localhost"
+    return parts.scheme == "http" and not is_near
+
+
+def _check_parent_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        well = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        well = False
+    if not well or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"{text!r} is not of the form https://HOST:PORT (who asks is told by node and token_file)")
+    if is_in_clear(text):
+        raise ValueError(f"{text} would show the token to everybody on the way: https:// (http is for loopback only)")
+    return text
+
+
 Clock = Annotated[str, AfterValidator(_check_clock)]
+ParentUrl = Annotated[str, AfterValidator(lambda text: _check_parent_url(text) if text else text)]
 PublicKey = Annotated[str, AfterValidator(_check_key)]
 AbsolutePath = Annotated[str, AfterValidator(_check_absolute)]
 Place = Annotated[str, AfterValidator(_check_place)]
@@ -66,7 +93,7 @@ class Parent(Section):
     """A node that trees are pulled from: another syncd, or a plain rsync server of an existing fleet."""
 
     transport: Literal["nearpath", "ssh", "rsyncd"] = Field(default="nearpath", description="what answers there")
-    url: str = Field(default="", pattern=r"^(https?://[!-~]+)?$", description="of a syncd: https://HOST:PORT")
+    url: ParentUrl = Field(default="", pattern=r"^(https?://[!-~]+)?$", description="of a syncd: https://HOST:PORT")
     token_file: str = Field(default="", description="file with this node's token for it, mode 0600")
     ca_file: str | None = Field(default=None, description="PEM file to trust instead of the system's certificates")
     place: Place | None = Field(default=None, description="for ssh: USER@HOST:/PATH; for rsyncd: rsync://HOST/MODULE")

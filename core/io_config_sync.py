@@ -13,8 +13,8 @@ from core.io_config import PathKey, read_model
 
 def read_sync_config(file: str | Path) -> SyncConfig:
     """syncd's configuration in `file`; paths in it are made absolute from its folder. Raises ConfigError."""
-    config = read_model(file, SyncConfig, find_dangling)
     base = Path(file).resolve().parent
+    config = read_model(file, SyncConfig, lambda raw: [*find_dangling(raw), *find_exposed(raw, base)])
     parents = {name: _placed(parent, base) for name, parent in config.parents.items()}
     trees = {name: _placed(tree, base) for name, tree in config.trees.items()}
     updates: dict[str, Any] = {"state_dir": str(base / config.state_dir), "parents": parents, "trees": trees}
@@ -38,6 +38,55 @@ def _placed(section: Any, base: Path) -> Any:
 def find_dangling(raw: Mapping[str, Any]) -> Sequence[tuple[PathKey, str]]:
     """What names something that is not there, or cannot be together; `raw` may have faults of its own."""
     return [*_unknown_names(raw), *_overlaps(raw), *_unprotected(raw), *_unsigned(raw)]
+
+
+def find_exposed(raw: Mapping[str, Any], base: Path) -> Iterator[tuple[PathKey, str]]:
+    """What must not be in a tree: every child, and mostly the web, is sent what is in one; and it changes all the time.
+
+    Where symlinks lead counts as well. `base`: the folder from which relative paths are named.
+    """
+    trees = {
+        name: {tree["path"].rstrip("/"), os.path.realpath(tree["path"])}
+        for name, tree in _sections(raw, "trees")
+        if isinstance(tree.get("path"), str) and tree["path"].rstrip("/").startswith("/")
+    }
+    for key, path in _private(raw):
+        place = os.path.join(base, path)
+        for name, roots in trees.items():
+            if any((p + "/").startswith(root + "/") for root in roots for p in (place, os.path.realpath(place))):
+                yield key, f"{place} lies in the tree {name}: whoever has the tree would have it, too"
+    for name, roots in trees.items():
+        for other, others in trees.items():
+            inside = any(root.startswith(above + "/") for root in roots for above in others)
+            if (
+                name != other
+                and inside
+                and not raw["trees"][name]["path"].startswith(raw["trees"][other]["path"] + "/")
+            ):
+                yield ("trees", name, "path"), f"it leads into the tree {other}: trees must be apart"
+
+
+def _private(raw: Mapping[str, Any]) -> Iterator[tuple[PathKey, str]]:
+    """(key, path) of what is secret, or of this daemon alone."""
+    state_dir = raw.get("state_dir")
+    if isinstance(state_dir, str):
+        for path in (state_dir, os.path.join(state_dir, "keys"), os.path.join(state_dir, "trees")):
+            yield ("state_dir",), path
+    tls, appliance = _mapping(raw, "tls"), _mapping(raw, "appliance")
+    named: list[tuple[PathKey, Mapping[str, Any], str]] = [
+        (("tls", "key"), tls, "key"),
+        (("appliance", "token_file"), appliance, "token_file"),
+    ]
+    for name, parent in _sections(raw, "parents"):
+        named += [(("parents", name, key), parent, key) for key in ("token_file", "password_file")]
+    for name, tree in _sections(raw, "trees"):
+        named += [(("trees", name, key), tree, key) for key in ("key_file", "work")]
+        for push, target in _sections(tree, "push"):
+            named.append((("trees", name, "push", push, "password_file"), target, "password_file"))
+    for place, section, key in named:
+        found = section.get(key)
+        if isinstance(found, str) and found:
+            yield place, found
 
 
 def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -51,7 +51,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object a request holds; Refusal when it holds none."""
     try:
         body = await request.json()
-    except ValueError:
+    except (ValueError, LookupError, RecursionError):  # no JSON, of no known encoding, or too deep
         body = None
     if not isinstance(body, dict):
         raise Refusal(400, "the request is no JSON object", "use the command line of this daemon")

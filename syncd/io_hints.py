@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.config_sync import SyncConfig, Tree
+from core.config_sync import SyncConfig, Tree, is_in_clear
 from core.errors import NearpathError
 from core.io_config_sync import work_directory
 from syncd.source.io_watch import limit_problem, watch_limit
@@ -29,8 +29,15 @@ def find_hints(config: SyncConfig) -> list[str]:
     files += [(tree.key_file, "secret key") for tree in config.trees.values()]
     if config.appliance is not None:
         files.append((config.appliance.token_file, "token"))
+        if is_in_clear(config.appliance.url):
+            hints.append(f"{config.appliance.url} shows this node's token to everybody on the way: https://")
     if config.tls is not None:
         files.append((config.tls.key, "TLS key"))
+    holders: dict[str, str] = {}
+    for name, child in config.children.items():
+        other = holders.setdefault(child.token_sha256, name)
+        if other != name:
+            hints.append(f"children {other} and {name} have the same token: each can speak for the other")
     for file, what in dict.fromkeys(files):
         hints += _secret(file, what)
     for name, tree in config.trees.items():

@@ -26,6 +26,7 @@ from syncd.copy.io_copy import Copy, CopyError, Recovery
 from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom, in_parts, weight
 from syncd.copy.io_parents import Lineage
 from syncd.copy.io_reconcile import compare_with, link_changes
+from syncd.copy.unsigned import Unsigned, unsigned_tree
 from syncd.model import Change, PathError
 from syncd.publish.io_publish import DiskFull
 from syncd.source.io_scrub import Scrubber, Wrong
@@ -53,8 +54,6 @@ QUIET_POLLS = 2
 """Polls without news after which a hash that is not the signed one is taken for drift, not for a root still to come."""
 TRIM_EVERY_S = 600.0
 """How often the journal is cut to what our own children have not got yet."""
-UNSIGNED_S = 60.0
-"""A parent whose tree is for so long not what the origin signed is left, unless it says itself that it is behind."""
 MAX_ROUNDS = 20
 """Comparisons in a row of a tree that changes while it is compared; what is left then, the journal brings."""
 
@@ -106,7 +105,7 @@ class Follower:
         self._is_caught_up = False
         self._is_root_due = False
         self._quiet_polls = 0
-        self._unsigned_s: float | None = None  # since when the parent has what the origin did not sign
+        self._unsigned = Unsigned()
         self._trimmed_s = -TRIM_EVERY_S
         self._blob = b""
         self.intake = Intake(name, tree, self.board, self._work, self._announce)
@@ -456,7 +455,7 @@ class Follower:
         self.board.update(behind=behind)
         if behind:
             return
-        if not self.status.waiting and self._unsigned_s is None:
+        if not self.status.waiting and self._unsigned.since_s is None:
             # With changes, what came while they were published is in the next answer: current as of the question.
             self.current_asked_s = asked_s
             received_s = asked_s if answer.changes else time.monotonic()
@@ -510,22 +509,8 @@ class Follower:
                 self._quiet_polls = 0
                 _log.warning("drift_found", tree=self.name, doing="comparing; only what differs is fetched")
                 self._compare_due = True
-                self._blame_unsigned(parent, lag_s)
-
-    def _blame_unsigned(self, parent: Parent, lag_s: float) -> None:
-        """ManifestError when a parent that says it is fresh has what is here, and not what the origin signed, for long.
-
-        From the first time on the copy does not say that it is fresh: its age grows until DNS leaves it out.
-        """
-        if self.status.differences or lag_s >= UNSIGNED_S:
-            self._unsigned_s = None
-            return
-        now = time.monotonic()
-        self._unsigned_s = since_s = now if self._unsigned_s is None else self._unsigned_s
-        if now - since_s >= UNSIGNED_S:
-            self._unsigned_s = now
-            what = f"{parent.url} serves a tree {self.name} that its origin did not sign, and this copy holds it"
-            raise ManifestError(what, "see that node and its parents; another parent mends the copy")
+                if self._unsigned.compared(time.monotonic(), self.status.differences, lag_s):
+                    raise unsigned_tree(self.name, parent.url)
 
     async def _signed_root(self, parent: Parent) -> Root:
         blob = await parent.root(self.name)
@@ -540,7 +525,7 @@ class Follower:
 
     async def _match(self, root: Root) -> None:
         """The copy is what the origin signed: our children may be told so."""
-        self._unsigned_s = None
+        self._unsigned.since_s = None
         if self._matched != root or self.status.root_hash != root.root_hash.hex():
             blob = self._blob
             await self.offer.run(lambda ledger: ledger.keep_root(blob))

@@ -110,7 +110,6 @@ class Intake:
         self.retries = Retries()
         self.totals = board.totals
         self.approved = ""
-        self._recent = RecentDeletes()
         self.size_due = False
         """the number of entries is to be counted when there is time"""
         self.is_lacking = False
@@ -161,13 +160,14 @@ class Intake:
         `staged`: files that lie in the stage already, fetched for just these changes.
         """
         now = time.monotonic()
-        later = await self._work(copy.later)
+        later, kept = await self._work(lambda: (copy.later(), copy.recent_deletes()))
+        recent = RecentDeletes(kept=kept)
         # In the form of a journal's page again: what waited may have been renamed or deleted meanwhile.
         every = tuple(coalesce((*later, *changes))) if later else tuple(changes)
         plan = await self._work(lambda: copy.plan(every))
         if plan.deleted_entries > self.tree.deletes.floor:
             self.board.update(entries=(await self._work(copy.size)).entries)
-        self._guard(copy, plan)
+        self._guard(copy, plan, recent.count(time.time()))
         if plan.lacking:
             # Directories moved there from where nothing is known here: the comparison after this brings what is in them.
             self.is_lacking = True
@@ -186,14 +186,15 @@ class Intake:
                 f"{len(failed):,} files did not come, such as {_some(failed)}", "a version is whole or not: tried again"
             )
         self._settle_retries(plan, failed, now)
-        note = Note(every, waiting, tuple(path for path, _ in plan.refused), cursor)
+        if self.approved:
+            recent.approve()
+        else:
+            recent.add(time.time(), plan.deleted_entries)
+        counted = recent.kept if recent.kept != kept else None
+        note = Note(every, waiting, tuple(path for path, _ in plan.refused), cursor, counted)
         # How far the fetching came stays to be seen: a first sync is fetched and published in turns.
         self.board.update(activity=Activity.PUBLISHING)
         await self._work(lambda: copy.publish(steps, note))
-        if self.approved:
-            self._recent.approve()
-        else:
-            self._recent.add(time.monotonic(), plan.deleted_entries)
         self.approved = ""
         refused = dict(self.board.status.refused_paths) | dict(plan.refused)
         if refused:
@@ -212,16 +213,16 @@ class Intake:
         await self._work(copy.tidy)
         self.size_due = True
 
-    def _guard(self, copy: Copy, plan: Plan) -> None:
+    def _guard(self, copy: Copy, plan: Plan, recent: int) -> None:
         limits = self.tree.deletes
         objection = check_deletes(
             self.name,
-            plan.deletes,
+            (*plan.deletes, *plan.emptied),
             plan.deleted_entries,
             self.board.status.entries,
             DeleteLimits(limits.files, limits.share, limits.floor),
             self.approved,
-            self._recent.count(time.monotonic()),
+            recent,
         )
         if objection is not None:
             raise Held(objection)
@@ -300,6 +301,7 @@ class Intake:
             owners="owners" in keep,
             compress=self.tree.compress,
             basis=os.fsdecode(copy.root),
+            partial=copy.partial,
             limit_bytes_s=self._limit(),
         )
 

@@ -32,24 +32,29 @@ class Note:
     later: tuple[Change, ...] = ()
     refused: tuple[bytes, ...] = ()
     cursor: Cursor | None = None
+    deletes: tuple[tuple[float, int], ...] | None = None
+    """what `RecentDeletes` keeps from then on; None: as before"""
 
 
 def encode_note(note: Note) -> bytes:
     """Bytes of a note."""
     cursor = [note.cursor.journal.hex(), note.cursor.sequence] if note.cursor else None
     refused = [path.decode("latin-1") for path in note.refused]
-    return json.dumps([_rows(note.changes), _rows(note.later), refused, cursor], separators=(",", ":")).encode()
+    fields = [_rows(note.changes), _rows(note.later), refused, cursor, note.deletes]
+    return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def decode_note(data: bytes) -> Note:
     """The note in `data`; NoteError when it is damaged."""
     try:
-        changes, later, refused, cursor = json.loads(data)
+        changes, later, refused, cursor, *rest = json.loads(data)
+        deletes = rest[0] if rest else None  # an older syncd wrote none
         return Note(
             tuple(_change(row) for row in changes),
             tuple(_change(row) for row in later),
             tuple(path.encode("latin-1") for path in refused),
             Cursor(bytes.fromhex(cursor[0]), int(cursor[1])) if cursor else None,
+            None if deletes is None else tuple((float(at), int(count)) for at, count in deletes),
         )
     except (ValueError, TypeError, IndexError, AttributeError) as error:
         raise NoteError("the note of a publish is damaged", "`syncd verify` finds what it left undone") from error

@@ -46,6 +46,11 @@ class Node:
         entry = self.entry or self.known
         return entry is not None and entry.kind is Kind.DIRECTORY
 
+    @property
+    def is_file(self) -> bool:
+        entry = self.entry or self.known
+        return entry is not None and entry.kind is Kind.FILE
+
 
 _ROOT = Entry(b"", Kind.DIRECTORY, IMPLIED_MODE, mtime_ns=UNTOLD)
 
@@ -133,7 +138,8 @@ class FinalTree:
             return
         target = self.find(link_of) if link_of and link_of != path and entry.kind is Kind.FILE else None
         fresh = Node(known=known, entry=entry, fetch=True)
-        if target is not None and not target.is_directory:
+        # Only of a file: one more name of a symlink, in another directory, would lead elsewhere, perhaps out of the tree.
+        if target is not None and target.is_file:
             fresh.link_of = target.link_of or target
         home.kids[name] = fresh
 

@@ -38,7 +38,9 @@ class Plan:
     """directories moved at the parent from where this node has nothing: compare manifests below them, plan again"""
     deletes: tuple[bytes, ...]
     deleted_entries: int
-    """entries that go, all below the deletes counted; what only moves is not"""
+    """entries that go, all below the deletes counted, and files that are emptied; what only moves is not"""
+    emptied: tuple[bytes, ...] = ()
+    """files with content that are to have none: as much lost as if they were deleted"""
 
     @property
     def fetch_bytes(self) -> int:
@@ -132,7 +134,8 @@ class _Steps:
         self.refused: list[tuple[bytes, str]] = []
         self.final_paths: dict[int, bytes] = {}
         self.replaced: list[bytes] = []
-        """old directories that something else takes the place of"""
+        """old directories and files that something of another kind, or another directory, takes the place of"""
+        self.emptied: list[bytes] = []
         self.slots = 0
         self._touches = 0
         """counts what changes a directory's listing, and so its mtime"""
@@ -154,7 +157,8 @@ class _Steps:
             refused=tuple(self.refused),
             lacking=tuple(self.tree.lacking),
             deletes=deletes,
-            deleted_entries=self._count_deleted(deletes),
+            deleted_entries=self._count_deleted(deletes) + len(self.emptied),
+            emptied=tuple(self.emptied),
         )
 
     # what is where -----------------------------------------------------------------------------------------------------
@@ -191,7 +195,7 @@ class _Steps:
     def _sort(self, place: bytes, node: Node, standing: Entry | None, above: _Job | None) -> _Job | None:
         entry = node.entry or node.known
         assert entry is not None
-        if standing is not None and standing.kind is Kind.DIRECTORY and not node.is_directory:
+        if standing is not None and standing.kind is not entry.kind and standing.kind is not Kind.SYMLINK:
             self.replaced.append(standing.path)
         if node.fetch:
             self._fetch(place, node, entry, standing)
@@ -231,6 +235,8 @@ class _Steps:
         if known is not None and known.path == place and _is_same_content(known, entry):
             self.attributes.append(Step(Do.ATTR, place, entry=entry))
             return
+        if not entry.size and standing is not None and standing.kind is Kind.FILE and standing.size:
+            self.emptied.append(place)
         # What rsync compares with is what lies at this path now, wherever the new content comes from.
         basis = self.have.get(place)
         alike = basis is not None and (basis.kind, basis.size, basis.mtime_ns) == (

@@ -117,9 +117,17 @@ class Comparer:
             return
         except Trouble as trouble:
             self._found.troubles.append(trouble)
+            self._see_unlisted(path)
             return
         self._walk_fresh(path)
         self._compare(listing, depth)
+
+    def _see_unlisted(self, path: bytes) -> None:
+        """A directory that is new and cannot be listed is there all the same; what another file system has here is not."""
+        if path and self._index.number(path) is None:
+            row = self._look_again(path)
+            if row is not None and row.is_directory and not row.device and self._knows_above(path):
+                self._put(path, row, self._index.get(path))
 
     def _compare(self, listing: Listing, depth: Depth) -> None:
         path = listing.path
@@ -146,9 +154,12 @@ class Comparer:
             if name in listing.mounts:
                 continue
             below = _join(path, name)
-            if old is None and not row.is_directory:
-                new_files.append((name, row))
-            elif old is None or old.row != row:
+            if old is None:
+                # A directory that is new is stored by its own walk: so the journal tells it together with what is in it,
+                # and a copy can bring it whole.
+                if not row.is_directory:
+                    new_files.append((name, row))
+            elif old.row != row:
                 # Asked anew: a rename just now may have taken what the index had here.
                 self._put(below, row, self._index.get(below))
             if row.is_directory:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,8 @@ from core.errors import NearpathError
 from syncd.store.io_ledger import Ledger
 from syncd.store.manifest import ManifestError
 from syncd.store.signed_root import KEY_BYTES, Root, public_key, sign_root, verify_root
+
+_MAX_KEY_FILE_BYTES = 1024
 
 
 def sign(ledger: Ledger, tree: str, seed: bytes, last: Root | None) -> Root:
@@ -35,13 +39,38 @@ def read_key(file: Path) -> bytes:
     """The secret key in `file` (64 hex digits), made when there is none; NearpathError when it cannot be used."""
     try:
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(handle, "w", encoding="ascii") as stream:
-                stream.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
-        seed = bytes.fromhex(file.read_text("ascii").strip())
-    except (OSError, ValueError) as error:
-        raise NearpathError(f"the key {file} cannot be used: {error}", "64 hexadecimal digits, mode 0600") from None
-    if len(seed) != KEY_BYTES:
-        raise NearpathError(f"the key {file} has {len(seed)} bytes", f"it must have {KEY_BYTES}, in hexadecimal")
-    return seed
+            _make_key(file)
+        with open(file, "rb") as stream:
+            text = stream.read(_MAX_KEY_FILE_BYTES).strip()
+    except OSError as error:
+        raise NearpathError(
+            f"the key {file} cannot be used: {error.strerror}", "check its owner and mode (0600)"
+        ) from None
+    # What is wrong in it is not said: most of it may be the key.
+    if not re.fullmatch(b"[0-9a-fA-F]{%d}" % (2 * KEY_BYTES), text):
+        raise NearpathError(
+            f"the key {file} is not one: {len(text)} characters" if text else f"the key {file} is empty",
+            f"bring back its backup ({2 * KEY_BYTES} hexadecimal digits); without one remove it: a new key is made, "
+            "and every copy needs its `syncd key`",
+        )
+    return bytes.fromhex(text.decode("ascii"))
+
+
+def _make_key(file: Path) -> None:
+    """Draw a key; it has its name only when it is whole and on disk. Who comes second uses the first one's."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, fresh = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # of mode 0600
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        with suppress(FileExistsError):
+            os.link(fresh, file)
+    finally:
+        os.unlink(fresh)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -92,7 +92,7 @@ def _entry(path: bytes, code: bytes, mode: int, size: int, mtime_ns: int, target
     if kind is None:
         raise MessageError(f"an entry of kind {code!r}", "the parent runs a newer syncd")
     # One encoding of everything, as in a listing: see manifest.decode_listing.
-    if bool(target) != (kind is Kind.SYMLINK) or b"\0" in target or len(target) > MAX_PATH_BYTES:
+    if bool(target) != (kind is Kind.SYMLINK) or b"\0" in target or len(target) >= MAX_PATH_BYTES:
         raise MessageError(f"{path!r} has a malformed target", "the sender is broken or hostile")
     if kind is not Kind.FILE and (size or digest):
         raise MessageError(f"{path!r} has what only a file has", "the sender is broken or hostile")

@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
+_STUCK_S = 300
+"""A peer that neither takes nor acknowledges anything for so long is gone, or holds what was sent to it on purpose."""
 _PAUSE_S = 0.1
 """After accept(2) failed: mostly there are no more descriptors, and some will be closed."""
 
@@ -49,6 +51,7 @@ class Door:
         self._tls = tls
         self._limits = limits
         self._by_address: Counter[str] = Counter()
+        self._by_node: Counter[str] = Counter()
         self._strangers: dict[Guest, None] = {}
         self._strangers_by_address: dict[str, dict[Guest, None]] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -92,6 +95,8 @@ class Door:
                 return
             oldest.drop()
         self._by_address[address] += 1
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_S * 1000)
         guest = Guest(self, sock, address, self._make(), limits.head_s)
         self._strangers[guest] = None
         self._strangers_by_address.setdefault(address, {})[guest] = None
@@ -106,6 +111,21 @@ class Door:
         except OSError:  # ssl.SSLError is one; what a stranger does in its handshake is nobody's concern
             guest.leave()
 
+    def is_stranger(self, guest: Guest) -> bool:
+        """Whether no allowed request came over this connection yet."""
+        return guest in self._strangers
+
+    def admit(self, guest: Guest, node: str, limit: int) -> bool:
+        """Count the connection as the child's whose first allowed request came; False when it has `limit` already.
+
+        So that one child, from however many addresses, cannot take all the connections there may be.
+        """
+        if self._by_node[node] >= limit:
+            return False
+        self._by_node[node] += 1
+        self.known(guest)
+        return True
+
     def known(self, guest: Guest) -> None:
         """It is a stranger no more."""
         if self._strangers.pop(guest, self) is None:
@@ -117,9 +137,10 @@ class Door:
     def left(self, guest: Guest) -> None:
         """It is gone."""
         self.known(guest)
-        self._by_address[guest.address] -= 1
-        if not self._by_address[guest.address]:
-            del self._by_address[guest.address]
+        for counter, key in ((self._by_address, guest.address), (self._by_node, guest.node)):
+            counter[key] -= 1
+            if counter[key] <= 0:
+                del counter[key]
 
 
 class Guest(asyncio.Protocol):
@@ -128,6 +149,8 @@ class Guest(asyncio.Protocol):
     def __init__(self, door: Door, sock: socket.socket, address: str, inner: asyncio.Protocol, head_s: float) -> None:
         self.sock = sock
         self.address = address
+        self.node = ""
+        """of the child whose connection it is, once that is known"""
         self.handshake: asyncio.Task[None] | None = None
         self._is_taken = False
         self._door: Door | None = door
@@ -140,11 +163,20 @@ class Guest(asyncio.Protocol):
         self._is_taken = True
         return self
 
-    def known(self) -> None:
-        """Its first allowed request came."""
+    @property
+    def is_stranger(self) -> bool:
+        """Whether no allowed request came yet."""
+        return self._door is not None and self._door.is_stranger(self)
+
+    def admit(self, node: str, limit: int) -> bool:
+        """An allowed request of `node` came; False when that has too many connections."""
+        if self.node or self._door is None:
+            return True
+        if not self._door.admit(self, node, limit):
+            return False
+        self.node = node
         self._timer.cancel()
-        if self._door is not None:
-            self._door.known(self)
+        return True
 
     def leave(self) -> None:
         """Count it no more."""
@@ -185,11 +217,16 @@ class Guest(asyncio.Protocol):
         self._inner.resume_writing()
 
 
-def greet(transport: asyncio.Transport | None) -> None:
-    """Note that an allowed request came over this connection."""
+def greet(transport: asyncio.Transport | None, node: str, limit: int) -> bool:
+    """Note that an allowed request of `node` came over this connection; False when it has `limit` of them already."""
     guest = transport.get_protocol() if transport is not None else None
-    if isinstance(guest, Guest):
-        guest.known()
+    return guest.admit(node, limit) if isinstance(guest, Guest) else True
+
+
+def is_stranger(transport: asyncio.Transport | None) -> bool:
+    """Whether nothing that was allowed came over this connection yet."""
+    guest = transport.get_protocol() if transport is not None else None
+    return isinstance(guest, Guest) and guest.is_stranger
 
 
 def address_of(host: str) -> str:

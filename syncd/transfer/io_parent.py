@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
@@ -28,6 +29,9 @@ _KEEP_S = 90.0
 """Longer than a long poll, so that the connections that take turns with it stay warm; the parent keeps them longer."""
 _DEAD_S = 20
 """A parent that does not even acknowledge what it is sent is given up; and so often an idle connection is tried."""
+_PATIENCE_S = 60.0
+_SLOWEST_BYTES_S = 1024
+"""An answer takes at most `_PATIENCE_S`, and longer only while it comes faster than this."""
 _MAX_ANSWER_BYTES = wire.MAX_LISTINGS_BYTES + MAX_LISTING_BYTES
 
 
@@ -53,6 +57,8 @@ class Parent:
         self._token_file = token_file
         self._ca = ca
         self._roots: dict[str, tuple[str, bytes]] = {}
+        self._told: dict[str, wire.Cursor] = {}
+        """where it said to go on from after a comparison"""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Parent:
@@ -99,7 +105,14 @@ class Parent:
             timeout_s=_TIMEOUT_S + wait_s,
         )
         if status != 200:
-            return wire.decode_behind(body)
+            behind = wire.decode_behind(body)
+            if after.journal and self._told.pop(tree, None) == after:
+                # Once it may have been cut meanwhile; at once and for ever would be all that this node does.
+                raise ParentError(
+                    f"{self.url} takes back the cursor it gave for tree {tree!r}", "asked again a bit later"
+                )
+            self._told[tree] = behind.cursor
+            return behind
         batch = wire.decode_batch(body)
         _check_forward(batch, after)
         return batch
@@ -281,8 +294,11 @@ def _encoded(url: str) -> URL:
 
 async def _read(answer: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
     data = bytearray()
+    began_s = time.monotonic()
     async for chunk in answer.content.iter_any():
         data += chunk
+        if time.monotonic() - began_s > _PATIENCE_S + len(data) / _SLOWEST_BYTES_S:
+            raise TimeoutError(f"{len(data):,} bytes of an answer in {time.monotonic() - began_s:.0f} s")
         if len(data) > limit_bytes:
             raise MessageError(f"an answer of more than {limit_bytes} bytes", "the other node is broken or hostile")
     return bytes(data)

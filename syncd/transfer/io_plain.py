@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import signal
 from collections.abc import Sequence
-from contextlib import suppress
 
 from core import config_sync
-from core.errors import NearpathError
 from syncd.model import Change, Entry
 from syncd.transfer.io_parent import ParentError
-from syncd.transfer.io_rsync import environment
+from syncd.transfer.io_rsync import end, environment
 from syncd.transfer.plain import look_arguments, parse_look, transport_of
 from syncd.transfer.rsync import Rsyncd, Ssh, Verdict, meaning
 
-MAX_SAID_BYTES = 1 << 30
-"""A dry run says about 100 bytes for each difference."""
+MAX_SAID_BYTES = 256 << 20
+"""A dry run says about 100 bytes for each difference: 2.5 million of them, and their paths, are held at once."""
+_MAX_WRONG_BYTES = 64 * 1024
+"""Of what rsync says on its standard error, the last so many are kept."""
+_CHUNK_BYTES = 256 * 1024
 
 
 class PlainParent:
@@ -55,17 +54,36 @@ class PlainParent:
             env={**environment(), "TZ": "UTC"},
             start_new_session=True,
         )
+        assert process.stdout is not None
+        assert process.stderr is not None
         try:
-            said, wrong = await process.communicate()
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            said, wrong = await asyncio.gather(self._said(process.stdout), _last(process.stderr))
             await process.wait()
+        except BaseException:
+            await end(process)
             raise
         verdict, text = meaning(process.returncode or 0)
         if verdict not in (Verdict.DONE, Verdict.PARTIAL):
             last = wrong.decode("utf-8", "replace").strip().splitlines()[-2:]
             raise ParentError(f"{self.place}: {text}", " ".join(last)[:300] or "tried again")
-        if len(said) > MAX_SAID_BYTES:
-            raise NearpathError(f"{self.place} differs in too much ({len(said):,} bytes)", "copy it once with rsync -a")
         return parse_look(re.split(rb"\n", said), with_deletes=verdict is Verdict.DONE)
+
+    async def _said(self, stream: asyncio.StreamReader) -> bytes:
+        """All that is said, which a hostile server could go on with for ever."""
+        said = bytearray()
+        while data := await stream.read(_CHUNK_BYTES):
+            said += data
+            if len(said) > MAX_SAID_BYTES:
+                raise ParentError(
+                    f"{self.place} differs in too much (over {MAX_SAID_BYTES:,} bytes of names)",
+                    "if that is meant, copy it once with rsync -a",
+                )
+        return bytes(said)
+
+
+async def _last(stream: asyncio.StreamReader) -> bytes:
+    """The end of all that is said."""
+    said = b""
+    while data := await stream.read(_CHUNK_BYTES):
+        said = (said + data)[-_MAX_WRONG_BYTES:]
+    return said

@@ -13,6 +13,7 @@ from dataclasses import replace
 from syncd.publish.plan import Fetch
 from syncd.transfer.rsync import (
     MAX_ERRORS_KEPT,
+    NO_DATA,
     Arrived,
     Fault,
     Options,
@@ -32,6 +33,9 @@ from syncd.transfer.streams import share
 MAX_LINE_BYTES = 64 * 1024
 """A path of 4,096 bytes takes at most 16,384 when each is escaped; two of them fit."""
 STOP_S = 5.0
+PATIENCE_S = 900.0
+SLOWEST_BYTES_S = 4096
+"""rsync's own time limit is for silence: who sends a byte a minute is given up after PATIENCE_S more than at this speed."""
 
 Watcher = Callable[[Arrived | Progress], None]
 
@@ -49,7 +53,13 @@ async def pull(
     files stay for the next try. All of `fetches` have the same `exact`.
     """
     options = replace(options, exact=any(fetch.exact for fetch in fetches))
-    return await _run(pull_arguments(transport, options, stage), [fetch.entry.path for fetch in fetches], watch)
+    paths, size = [fetch.entry.path for fetch in fetches], sum(fetch.entry.size for fetch in fetches)
+    slowest_bytes_s = min(SLOWEST_BYTES_S, options.limit_bytes_s // 4 or SLOWEST_BYTES_S)
+    try:
+        async with asyncio.timeout(PATIENCE_S + size / slowest_bytes_s):
+            return await _run(pull_arguments(transport, options, stage), paths, watch)
+    except TimeoutError:
+        return judge(paths, (), (), NO_DATA)
 
 
 async def pull_all(
@@ -168,9 +178,24 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         try:
             await asyncio.wait_for(process.wait(), STOP_S)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            await end(process)
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Kill it with what it started; what it still had to say is dropped, for asyncio would wait for that to be read."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
+    with suppress(TimeoutError):  # somebody else may hold the other end
+        async with asyncio.timeout(STOP_S):
+            await asyncio.gather(*(_drop(stream) for stream in streams))
             await process.wait()
+
+
+async def _drop(stream: asyncio.StreamReader) -> None:
+    with suppress(RuntimeError):  # it is being read all the same
+        while await stream.read(MAX_LINE_BYTES):
+            pass
 
 
 def own_ids() -> tuple[int, int] | None:

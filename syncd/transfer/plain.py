@@ -17,7 +17,9 @@ from syncd.transfer.rsync import Rsyncd, Ssh, rsh_argument, unescape
 MARK = b"np:"
 LOOK_FORMAT = "np:%i %l %B <%n>%L"
 
-_LINE = re.compile(rb"np:(\S+) +(\d+) ([-rwxsStT]{9}) <(.*?)>( -> .*)?", re.DOTALL)
+_LINE = re.compile(rb"np:(\S+) +(\d+) ([-rwxsStT]{9}) <(.*)>", re.DOTALL)
+_LINK_LINE = re.compile(rb"np:(\S+) +(\d+) ([-rwxsStT]{9}) <(.*?)>( -> .*)?", re.DOTALL)
+"""Only a symlink has an arrow behind its name; in any other name `> -> ` is part of it."""
 _KINDS = {b"f": Kind.FILE, b"d": Kind.DIRECTORY, b"L": Kind.SYMLINK}
 
 
@@ -51,10 +53,10 @@ def parse_look(lines: Iterable[bytes], with_deletes: bool) -> list[Change]:
     """
     changes: list[Change] = []
     for line in lines:
-        found = _LINE.fullmatch(line)
+        found = (_LINK_LINE if line[4:5] == b"L" else _LINE).fullmatch(line)
         if found is None:
             continue
-        item, size, bits, name, arrow = found.groups()
+        item, size, bits, name = found.groups()[:4]
         path = unescape(name).rstrip(b"/").removeprefix(b"./")
         if path in (b"", b"."):
             continue
@@ -65,7 +67,7 @@ def parse_look(lines: Iterable[bytes], with_deletes: bool) -> list[Change]:
         kind = _KINDS.get(item[1:2])
         if kind is None:
             continue  # devices, sockets and fifos are not replicated
-        target = unescape((arrow or b"")[4:]) if kind is Kind.SYMLINK else b""
+        target = unescape((found.groups()[4] or b"")[4:]) if kind is Kind.SYMLINK else b""
         length = int(size) if kind is Kind.FILE else 0
         changes.append(Change(0, Op.UPSERT, path, Entry(path, kind, _mode(bits), length, UNTOLD, target)))
     return changes

@@ -15,7 +15,7 @@ from enum import Enum
 from core.errors import NearpathError
 
 PARTIAL_DIR = ".~partial~"
-"""Inside staging, beside the file: what a cut transfer got so far, and goes on from."""
+"""Inside staging, beside the file: what a cut transfer got so far, and goes on from. See `Options.partial`."""
 MARK = "np:"
 OUT_FORMAT = f"{MARK}%i %b %l %n"
 """With %b (bytes sent) in it, rsync prints the line when the file is whole, not when it begins."""
@@ -70,6 +70,8 @@ class Options:
     acls: bool = False
     owners: bool = False
     compress: bool = False
+    partial: str = PARTIAL_DIR
+    """a name that nobody who can write into the tree knows: rsync refuses a whole batch with a file below it"""
     exact: bool = False
     """compare by content where size and time are equal, since a change is known to be there"""
     basis: str = ""
@@ -81,7 +83,7 @@ class Options:
 
 def pull_arguments(transport: Transport, options: Options, stage: str) -> list[str]:
     """The command that brings the files listed on its standard input from `transport` to the directory `stage`."""
-    here = ["--no-implied-dirs", "--omit-dir-times", f"--partial-dir={PARTIAL_DIR}", *_basis(options)]
+    here = ["--no-implied-dirs", "--omit-dir-times", f"--partial-dir={options.partial}", *_basis(options)]
     return [*_common(transport, options), *here, _place(transport), _directory(stage)]
 
 
@@ -174,6 +176,16 @@ def daemon_command(config: str, binary: str = "rsync") -> list[str]:
     return [binary, "--server", "--daemon", f"--config={config}", "."]
 
 
+_REFUSED_OPTIONS = (
+    "delete",
+    "remove-source-files",
+    # A symlink is sent as what it is: releases before 3.4 follow one out of the tree, without chroot.
+    "copy-links",
+    "copy-dirlinks",
+    "copy-unsafe-links",
+)
+
+
 def daemon_config(
     module: str, root: str, *, owner: tuple[int, int] | None = None, chroot: bool = False, exclude: Sequence[str] = ()
 ) -> str:
@@ -188,7 +200,7 @@ def daemon_config(
             raise RsyncError(f"{text!r} cannot be written to an rsyncd.conf", "use a path without % and backslash")
     lines = ["use chroot = " + ("yes" if chroot else "no"), "log file = /dev/null", "max verbosity = 1"]
     lines += ["reverse lookup = no", "munge symlinks = no", "timeout = 300", f"[{module}]", f"path = {root}"]
-    lines += ["read only = yes", "list = no", "numeric ids = yes", "refuse options = delete remove-source-files"]
+    lines += ["read only = yes", "list = no", "numeric ids = yes", f"refuse options = {' '.join(_REFUSED_OPTIONS)}"]
     lines += [f"exclude = {' '.join(exclude)}"] if exclude else []
     lines += [f"uid = {owner[0]}", f"gid = {owner[1]}"] if owner else []
     return "\n".join(lines) + "\n"
@@ -211,6 +223,7 @@ class Verdict(Enum):
     """it will not go better next time: configuration, or a program that is broken"""
 
 
+NO_DATA = 30
 EXIT_CODES: dict[int, tuple[Verdict, str]] = {
     0: (Verdict.DONE, "all was transferred"),
     1: (Verdict.FATAL, "rsync did not understand its options: its version is too old"),
@@ -232,7 +245,7 @@ EXIT_CODES: dict[int, tuple[Verdict, str]] = {
     23: (Verdict.PARTIAL, "some files could not be transferred"),
     24: (Verdict.PARTIAL, "some files vanished before they could be transferred"),
     25: (Verdict.FATAL, "rsync stopped at its limit of deletions"),
-    30: (Verdict.AGAIN, "no data came for too long"),
+    NO_DATA: (Verdict.AGAIN, "no data came for too long"),
     35: (Verdict.AGAIN, "the daemon did not answer in time"),
     127: (Verdict.FATAL, "the remote shell was not found"),
     255: (Verdict.AGAIN, "ssh failed"),
