@@ -203,6 +203,19 @@ class AccessLog(Section):
     content: bool = Field(default=False, description="with questions and answers: personal data, mind the law")
 
 
+class Otlp(Section):
+    """Traces and metrics to an OpenTelemetry collector."""
+
+    endpoint: HttpUrl = Field(description="OTLP/HTTP base URL of the collector, such as http://127.0.0.1:4318")
+    headers_file: str | None = Field(
+        default=None, min_length=1, description="file with headers for it, `Name: value` lines, mode 0600"
+    )
+    ca_file: str | None = Field(default=None, min_length=1, description="PEM file to trust instead of the system's")
+    sample: Share = Field(default=0.1, description="traces recorded of requests that belong to no client's trace")
+    service: Name = Field(default="local-infer", description="service.name of what is told")
+    every: Duration = Field(default=15.0, ge=1, le=3600, description="metrics are told this often")
+
+
 class InferConfig(Section):
     """The gateway's configuration file."""
 
@@ -222,7 +235,7 @@ class InferConfig(Section):
     models: LocalModels = LocalModels()
     ladder: Ladder = Ladder()
     access_log: AccessLog = AccessLog()
-    otlp: HttpUrl | None = Field(default=None, description="OTLP/HTTP collector for traces and metrics; default: none")
+    otlp: Otlp | None = None
     metrics: Metrics = Metrics()
 
 
@@ -258,6 +271,9 @@ def _upstreams(raw: Mapping[str, Any]) -> Iterator[Finding]:
             if isinstance(model, str) and model.startswith(_OWN_MARKS):
                 yield ("upstreams", name, "models", model), "local/ and cache/ mark our own answers: use another name"
     cache = _mapping(raw, "cache")
+    endpoint = _mapping(raw, "otlp").get("endpoint")
+    if isinstance(endpoint, str) and "@" in endpoint:
+        yield ("otlp", "endpoint"), "must not hold a password: put a header into headers_file"
     redis = cache.get("redis")
     if isinstance(redis, str) and "@" in redis:
         yield ("cache", "redis"), "must not hold a password: put it into redis_password_file"

@@ -31,5 +31,6 @@ def read_infer_config(file: str | Path) -> InferConfig:
             "cache": placed(config.cache, "warm_file", "neighbour_key_file", "redis_password_file"),
             "retrieval": placed(config.retrieval, "index", "embedder"),
             "generation": placed(config.generation, "model"),
+            "otlp": placed(config.otlp, "headers_file", "ca_file"),
         }
     )

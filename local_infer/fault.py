@@ -49,7 +49,8 @@ class Unreachable(NearpathError):
     """No upstream began an answer; `reasons` says why, by upstream. No client sees their names or addresses.
 
     `reason` is one of a few fixed words (`connect`, `timeout`, `status 503`, `rate limited`, `open circuit`, ...), fit for
-    X-Degraded and for metric labels. `answer_status` and `answer_body` are the last real error answer, if there was one.
+    X-Degraded and for metric labels. `limited`: all that could be asked said 429, and there is room again after
+    `retry_after_s` (`in_ms`: told to the millisecond). `answer_status` and `answer_body` are the last real error answer.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Unreachable(NearpathError):
         reasons: Mapping[str, str],
         *,
         retry_after_s: float | None = None,
+        limited: bool = False,
+        in_ms: bool = False,
         answer_status: int | None = None,
         answer_body: bytes = b"",
     ) -> None:
@@ -66,6 +69,8 @@ class Unreachable(NearpathError):
         self.reason = reason
         self.reasons = dict(reasons)
         self.retry_after_s = retry_after_s
+        self.limited = limited
+        self.in_ms = in_ms
         self.answer_status = answer_status
         self.answer_body = answer_body
 

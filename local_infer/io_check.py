@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
+
 from core.config_infer import InferConfig, Routing, Upstream
 from core.errors import NearpathError
-from core.io_http import bind_tcp
-from local_infer.gateway.io_server import make_tls_context
+from core.io_http import bind_tcp, server_tls
 from local_infer.retrieval.io_build import read_index
+from local_infer.telemetry.io_otlp import check_extra, read_headers
 from local_infer.upstreams.io_attempt import Broken
 from local_infer.upstreams.io_probing import open_link
+
+_COLLECTOR_S = 5.0
 
 Finding = tuple[bool, str, str]
 """(good, what was looked at, what was found)."""
@@ -22,7 +27,7 @@ Finding = tuple[bool, str, str]
 
 async def check_all(config: InferConfig) -> int:
     """Print one line for each thing looked at; the exit status: 1 when one is bad."""
-    findings = [*_files(config), *_addresses(config), *await _upstreams(config)]
+    findings = [*_files(config), *_addresses(config), *await _upstreams(config), *await _collector(config)]
     for good, name, text in findings:
         print(f"{'ok  ' if good else 'FAIL'} {name}: {text}")
     return 0 if all(good for good, _name, _text in findings) else 1
@@ -41,7 +46,7 @@ def _files(config: InferConfig) -> Iterator[Finding]:
         yield _secret(name, file)
     if config.tls is not None:
         try:
-            make_tls_context(config.tls)
+            server_tls(config.tls.cert, config.tls.key)
             yield True, "tls", config.tls.cert
         except NearpathError as error:
             yield False, "tls", str(error)
@@ -69,6 +74,8 @@ def _secrets(config: InferConfig) -> Iterator[tuple[str, str]]:
             yield f"cache.{what}", file
     if config.tls is not None:
         yield "tls.key", config.tls.key
+    if config.otlp is not None and config.otlp.headers_file is not None:
+        yield "otlp.headers_file", config.otlp.headers_file
 
 
 def _secret(name: str, file: str) -> Finding:
@@ -121,3 +128,26 @@ async def _upstream(name: str, one: Upstream, routing: Routing) -> Finding:
         return False, what, f"{one.url}{one.probe} answers {status}: it does not take the key in key_file"
     # Others (404, say) are no fault of the API itself: not all have the path.
     return status < 500, what, f"{one.url}{one.probe} answers {status}"
+
+
+async def _collector(config: InferConfig) -> list[Finding]:
+    """Whether OpenTelemetry is here, and its collector takes what we tell: an empty request is a good one."""
+    otlp = config.otlp
+    if otlp is None:
+        return []
+    url = f"{otlp.endpoint.rstrip('/')}/v1/traces"
+    try:
+        check_extra()
+        headers = read_headers(otlp.headers_file) if otlp.headers_file else {}
+        tls = ssl.create_default_context(cafile=otlp.ca_file)
+    except (NearpathError, OSError) as error:
+        return [(False, "otlp", str(error))]
+    headers["Content-Type"] = "application/x-protobuf"
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_COLLECTOR_S)) as session,
+            session.post(url, data=b"", headers=headers, ssl=tls, allow_redirects=False) as response,
+        ):
+            return [(response.status < 300, "otlp", f"{url} answers {response.status}")]
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return [(False, "otlp", f"{url} cannot be asked ({type(error).__name__}): answers go on without it")]

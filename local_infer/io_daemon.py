@@ -25,13 +25,12 @@ from local_infer.generation.io_generation import Generation
 from local_infer.generation.io_model_queue import LocalQueue
 from local_infer.ladder.steps import Ladder
 from local_infer.model import Answer, Ask, LocalStep, Prover
+from local_infer.reloading import take_over
 from local_infer.retrieval.io_recent import Recent
 from local_infer.retrieval.io_recorder import recording
 from local_infer.retrieval.io_retrieval import Retrieval
+from local_infer.telemetry.io_otlp import Telemetry
 from local_infer.upstreams.io_upstreams import IoUpstreams
-
-FIXED = ("node", "state_dir", "cache", "retrieval", "generation", "models", "metrics", "otlp")
-"""What only a restart can change; `ladder.record` too."""
 
 DRAIN_S = 20.0
 """Requests under way may take so long to end when the gateway stops; the unit's TimeoutStopSec must be longer."""
@@ -53,9 +52,12 @@ class Daemon:
         self.registry = CollectorRegistry()
         self.clock = AnchoredClock()
         self.metrics_addresses: list[str] = []
+        self.restart_needed: list[str] = []
+        """Keys of the file that the last reload could not take."""
         self._rng = Random(os.urandom(16))
         self._upstreams: IoUpstreams | None = None
         self._ladder: Ladder | None = None
+        self._generation: Generation | None = None
         self._gateway: Gateway | None = None
         self._stack = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,15 +104,13 @@ class Daemon:
     def status(self) -> str:
         """One line for `systemctl status`."""
         under_way = self._gateway.under_way if self._gateway else 0
-        return "; ".join([*self.not_ready(), f"{under_way} requests under way"])
+        waiting = [f"restart needed for {', '.join(self.restart_needed)}"] if self.restart_needed else []
+        return "; ".join([*self.not_ready(), *waiting, f"{under_way} requests under way"])
 
     async def reload(self) -> None:
-        """Take up keys, limits, upstreams, routing and addresses anew; after NearpathError all is as before."""
+        """Take up the file anew, but for what `restart_needed` then names; after NearpathError all is as before."""
         config = await asyncio.to_thread(read_infer_config, self.file)
-        fixed = [key for key in FIXED if getattr(config, key) != getattr(self.config, key)]
-        if fixed:
-            _log.warning("restart_needed", keys=fixed, why="these take effect at a restart only")
-            config = config.model_copy(update={key: getattr(self.config, key) for key in fixed})
+        config, waiting = take_over(self.config, config)
         assert self._gateway is not None
         assert self._upstreams is not None
         assert self._ladder is not None
@@ -121,7 +121,11 @@ class Daemon:
             await self._upstreams.reconfigure(self.config)
             raise
         self._ladder.reconfigure(config)
-        self.config = config
+        if self._generation is not None:
+            self._generation.reconfigure(config)
+        self.config, self.restart_needed = config, waiting
+        if waiting:
+            _log.warning("restart_needed", keys=waiting, why="these take effect at a restart only")
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Stop: no new requests, those under way may end for `drain_s`, then everything is closed."""
@@ -140,6 +144,10 @@ class Daemon:
     async def _start_parts(self) -> None:
         """Start each part, and note how to close it: parts are closed against the order of their start."""
         config, now, registry, stack = self.config, self.clock.now, self.registry, self._stack
+        telemetry: Telemetry | None = None
+        if config.otlp is not None:
+            telemetry = await Telemetry.start(config, now, self._rng, registry)
+            stack.push_async_callback(telemetry.close)
         self._upstreams = upstreams = await IoUpstreams.start(config, now, self._rng, registry)
         stack.push_async_callback(upstreams.close)
         cache = await Cache.start(config, now, registry)
@@ -156,8 +164,9 @@ class Daemon:
             answer = recording(answer, recent.record)
         stack.push_async_callback(self._end_tasks)
         self._gateway = gateway = Gateway(
-            config, answer, ladder.cards, registry, now, hottest=cache.hottest, not_ready=self.not_ready
-        )
+            config, answer, ladder.cards, registry, now,
+            hottest=cache.hottest, not_ready=self.not_ready, telemetry=telemetry,
+        )  # fmt: skip
         await cache.warm(ladder.fetch)
         await gateway.start()
         cache.idle(ladder.fetch, self._has_time)
@@ -178,7 +187,7 @@ class Daemon:
                 await queue.load(part)
             steps.append(retrieval)
         if config.generation is not None:
-            generation = Generation(config, queue, now, registry)
+            self._generation = generation = Generation(config, queue, now, registry)
             stack.push_async_callback(generation.close)
             await generation.start()
             steps.append(generation)

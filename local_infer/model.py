@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Literal, Protocol, TypeVar
 
+from local_infer.telemetry.trace_context import Trace
+
 
 class Endpoint(Enum):
     """The paths that are forwarded, below `/v1`."""
@@ -72,7 +74,7 @@ class Ask:
     """One request, parsed once. `body` are the bytes as they came and are what an upstream gets; `fields` is their JSON.
 
     `refused` are the steps that the client does not want (`X-Ladder-Refuse`), `resume` (`X-Stream-Resume`) says that a cut
-    stream may be continued by another upstream. `arrived_s` is on the anchored clock.
+    stream may be continued by another upstream. `arrived_s` is on the anchored clock. `trace` is its span, with telemetry.
     """
 
     id: str
@@ -86,6 +88,7 @@ class Ask:
     cache: CacheWish = CacheWish()
     refused: frozenset[Step] = frozenset()
     resume: bool = False
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from aiohttp import web
@@ -19,6 +21,30 @@ _MOST_UNDER_WAY = 8
 _READ_TIMEOUT_S = 60.0
 
 Report = TypeVar("Report")
+
+
+@dataclass(slots=True)
+class Allowance:
+    """Our time that one sender may take: what it sends costs some, and it may be `most_s` ahead of the clock."""
+
+    most_s: float
+    paid_until_s: float = -math.inf
+
+    def take(self, cost_s: float, now: float) -> bool:
+        """Whether so much is left; if so it is taken."""
+        paid_until_s = max(self.paid_until_s, now) + cost_s
+        if paid_until_s > now + self.most_s:
+            return False
+        self.paid_until_s = paid_until_s
+        return True
+
+    def charge(self, cost_s: float, now: float) -> None:
+        """Take it whether or not it is left."""
+        self.paid_until_s = max(self.paid_until_s, now) + cost_s
+
+    def is_spent(self, now: float) -> bool:
+        """Whether nothing is left: its reports need not even be read."""
+        return self.paid_until_s >= now + self.most_s
 
 
 class Sender(Protocol):

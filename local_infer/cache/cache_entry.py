@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,12 +165,17 @@ def unpack(key: bytes, record: bytes) -> Entry | None:
     try:
         head: Mapping[str, Any] = json.loads(rest[4:at])
         until = at + head["request_bytes"]
-        return Entry(
-            key, head["tenant"], Endpoint(head["endpoint"]), head["model"], head["name"], head["form"], head["born_s"],
-            tuple((name, value) for name, value in head["headers"]), rest[until:], rest[at:until], head["opted_in"],
+        entry = Entry(
+            key, head["tenant"], Endpoint(head["endpoint"]), head["model"], head["name"], head["form"],
+            float(head["born_s"]), tuple((str(name), str(value)) for name, value in head["headers"]), rest[until:],
+            rest[at:until], head["opted_in"] is True,
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # of another version
+    words = (entry.tenant, entry.model, entry.name)
+    # The digest is no secret: who can write here can write a whole record, and must not break who reads it.
+    sound = math.isfinite(entry.born_s) and all(isinstance(word, str) for word in words) and 0 <= at <= until
+    return entry if sound and entry.form in ("whole", "events", "usage") else None
 
 
 def _check(key: bytes, rest: bytes) -> bytes:

@@ -28,7 +28,8 @@ class CacheMetrics:
         self._ahead = Counter(
             "local_infer_cache_ahead",
             "Entries fetched ahead, by kind (refresh, follow, warm, behind: revalidation) and outcome: kept, not_kept, "
-            "failed; used: the first hit of one fetched ahead. Hit rate of prefetching: used / kept",
+            "failed, skipped (too many at once); used: the first hit of one fetched ahead. Hit rate of prefetching: "
+            "used / kept",
             ["kind", "outcome"],
             registry=registry,
         )

@@ -67,3 +67,12 @@ def hit_status(verdict: Verdict) -> str:
 def forward_status(why: Forward, *, stored: bool = False, collapsed: bool = False) -> str:
     """Cache-Status of an answer that came from an upstream; `stored` and `collapsed` are RFC 9211 2.5 and 2.6."""
     return f"fwd={why}{'; stored' if stored else ''}{'; collapsed' if collapsed else ''}"
+
+
+def cache_word(status: str) -> str:
+    """What a Cache-Status of ours says in a word: `hit`, or why it was forwarded, with `+shared` when another asked."""
+    words = [word.strip() for word in status.split(";")]
+    if "hit" in words:
+        return "hit"
+    forwarded = next((word.removeprefix("fwd=") for word in words if word.startswith("fwd=")), "none")
+    return f"{forwarded}+shared" if "collapsed" in words else forwarded

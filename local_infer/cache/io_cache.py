@@ -32,6 +32,9 @@ _KNOWN_KEYS = 8192
 _WANTED = 64
 """Likely follow-ups that wait to be fetched."""
 
+MOST_BEHIND = 32
+"""Revalidations under way at once; the next request for what was left out asks again."""
+
 _PREHEAT_SHARE = 0.5
 """Of memory that is filled from disk at the start."""
 
@@ -54,6 +57,7 @@ class Cache(ExactCache):
         self._budget = Budget(config.cache.prefetch)
         self._wanted: OrderedDict[bytes, Recipe] = OrderedDict()
         self._idle: asyncio.Task[None] | None = None
+        self._behind = 0
         self._log = get_logger("cache")
         self._metrics.watch(
             {
@@ -79,7 +83,10 @@ class Cache(ExactCache):
             from local_infer.cache.io_cache_redis import RedisCache  # 5 MB that nobody else needs
 
             cache._store = await RedisCache.open(
-                config.cache.redis, config.cache.redis_password_file, lifetime_s(config.cache)
+                config.cache.redis,
+                config.cache.redis_password_file,
+                lifetime_s(config.cache),
+                config.cache.max_entry,
             )
         elif config.cache.disk > 0:
             file = Path(config.state_dir) / "cache.sqlite"
@@ -88,6 +95,13 @@ class Cache(ExactCache):
             for entry in reversed(entries):
                 cache._memory.put(entry)
             cache._log.info("cache_opened", file=str(file), preheated=len(entries))
+        return cache
+
+    @classmethod
+    def over(cls, config: InferConfig, clock: Clock, registry: CollectorRegistry, store: Store | None) -> Cache:
+        """On a store that is open already, and closed with it; memory begins empty."""
+        cache = cls(config, clock, registry)
+        cache._store = store
         return cache
 
     async def close(self) -> None:
@@ -143,8 +157,20 @@ class Cache(ExactCache):
         return _with_status(boarded.answer, forward_status(why, stored=boarded.stored, collapsed=boarded.collapsed))
 
     def refresh(self, ask: Ask, fetch: Fetch) -> None:
-        """Fetch and keep in the background, once for equal requests; failures are counted only."""
-        self.begin_ahead(ask, fetch, "behind")
+        """Fetch and keep in the background, once for equal requests; failures are counted only.
+
+        At most MOST_BEHIND at once: who asks has got its answer and is counted no more, so no limit of its key holds here.
+        """
+        if self._behind >= MOST_BEHIND:
+            self._metrics.ahead("behind", "skipped")
+            return
+        task = self.begin_ahead(ask, fetch, "behind")
+        if task is not None:
+            self._behind += 1
+            task.add_done_callback(self._one_less_behind)
+
+    def _one_less_behind(self, _task: asyncio.Task[None]) -> None:
+        self._behind -= 1
 
     def begin_ahead(self, ask: Ask, fetch: Fetch, kind: str) -> asyncio.Task[None] | None:
         """Fetch and keep without anybody waiting; the task, or None: it is under way already, or must not be kept."""

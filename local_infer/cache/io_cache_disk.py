@@ -25,7 +25,7 @@ from local_infer.cache.cache_key import KEY_BYTES
 from local_infer.cache.memory_cache import KeyFilter
 from local_infer.model import Clock
 
-_SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE entries (key BLOB NOT NULL UNIQUE, used_s REAL NOT NULL, born_s REAL NOT NULL, record BLOB NOT NULL);
 CREATE INDEX by_use ON entries (used_s);
@@ -41,6 +41,11 @@ _ROW_BYTES = 250
 
 _TOUCH_EVERY_S = 30.0
 _RETRY_S = 5.0
+_ANSWER_S = 0.5
+"""A look-up that takes longer (a locked file, a disk that hangs) is given up, and so are all for a while: who asks must not
+wait for it as long as for an upstream, and what waits must not pile up."""
+
+_READS = "cache look-ups"
 _PURGED_AT_ONCE = 500
 
 R = TypeVar("R")
@@ -97,6 +102,7 @@ class DiskCache:
         self._timer: asyncio.TimerHandle | None = None
         self._loaded = False
         self._closed = False
+        self._read_again_s = 0.0
         self.dropped = 0
         """Entries that were not written, because the disk was too slow or failed."""
 
@@ -118,9 +124,16 @@ class DiskCache:
     async def get(self, key: bytes) -> Entry | None:
         """The entry of `key`, also one that is not yet written."""
         entry = self._waiting.get(key)
-        if entry is not None or self._closed:
+        if entry is not None or self._closed or time.monotonic() < self._read_again_s:
             return entry
-        record = await self._reader.call(lambda db: _read(db, key))
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                record = await self._reader.call(lambda db: read_record(db, key))
+        except TimeoutError:
+            self._read_again_s = time.monotonic() + _RETRY_S
+            self._files.note(_READS, f"a look-up took longer than {_ANSWER_S:g} s")
+            return None
+        self._files.note(_READS, "")
         if record is None:
             return None
         entry = unpack(key, record)
@@ -247,7 +260,8 @@ class DiskCache:
                 db.executemany("DELETE FROM entries WHERE rowid=?", rows)
 
 
-def _read(db: sqlite3.Connection, key: bytes) -> bytes | None:
+def read_record(db: sqlite3.Connection, key: bytes) -> bytes | None:
+    """The record of `key`; sqlite3.Error."""
     row = db.execute("SELECT record FROM entries WHERE key=?", (key,)).fetchone()
     return None if row is None else row[0]
 
@@ -348,10 +362,10 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute(f"PRAGMA journal_size_limit={_GROUP_BYTES}")
     db.execute("PRAGMA cache_size=-2048")
-    if _pragma(db, "user_version") != _SCHEMA_VERSION:
+    if _pragma(db, "user_version") != SCHEMA_VERSION:
         # Of another version, or new: it is only a cache.
         db.executescript(
-            f"BEGIN IMMEDIATE; DROP TABLE IF EXISTS entries; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
+            f"BEGIN IMMEDIATE; DROP TABLE IF EXISTS entries; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
 
 

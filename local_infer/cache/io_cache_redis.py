@@ -2,7 +2,8 @@
 
 Redis bounds itself: entries expire with the lifetime of an answer, and `maxmemory` with an LRU policy is the operator's to
 set, so `cache.disk` means nothing here. Whoever can write to it can put answers into clients' mouths: it must be as
-protected as this gateway. When it fails, the gateway goes on without it and tries again after a while.
+protected as this gateway. When it fails, the gateway goes on without it and tries again after a while. What is no Redis
+makes its client raise anything at all (AttributeError, ValueError), so every exception counts as a failure.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from pathlib import Path
 
 from core.errors import NearpathError
 from core.io_log import get_logger
-from local_infer.cache.cache_entry import Entry, pack, unpack
+from local_infer.cache.cache_entry import MAX_REQUEST_BYTES, Entry, pack, unpack
 
 try:
-    from redis.asyncio import Redis
+    from redis.asyncio import BlockingConnectionPool, Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError
 except ImportError:  # the `infer` extra is not installed
     _installed = False
 else:
@@ -36,14 +36,17 @@ _ANSWER_S = 0.5
 _RETRY_S = 5.0
 _QUEUED_BYTES = 16 << 20
 _GROUP = 64
+_CONNECTIONS = 64
+_HEAD_BYTES = 1 << 16
 _LRU = ("allkeys-lru", "allkeys-lfu", "volatile-lru", "volatile-lfu", "volatile-ttl", "allkeys-lrm", "volatile-lrm")
 
 
 class RedisCache:
     """A Store in Redis. Open it with `await RedisCache.open(...)`; all methods are for one event loop."""
 
-    def __init__(self, url: str, password: str | None, lifetime_s: float) -> None:
+    def __init__(self, url: str, password: str | None, lifetime_s: float, max_entry_bytes: int = 1 << 20) -> None:
         self._url = url
+        self._most_bytes = max_entry_bytes + MAX_REQUEST_BYTES + _HEAD_BYTES
         self._lifetime_s = max(1, math.ceil(lifetime_s))
         self._trouble = ""
         self._retry_s = 0.0
@@ -54,18 +57,23 @@ class RedisCache:
         self._log = get_logger("cache")
         self.dropped = 0
         """Entries that were not written, because Redis was too slow or failed."""
-        self._redis: Redis = Redis.from_url(
+        # One that waits: to be out of connections in a burst is no failure of Redis.
+        pool = BlockingConnectionPool.from_url(
             url,
             password=password,
+            timeout=_ANSWER_S,
             socket_timeout=_ANSWER_S,
             socket_connect_timeout=_ANSWER_S,
             retry=Retry(NoBackoff(), 0),
-            max_connections=64,
+            max_connections=_CONNECTIONS,
             decode_responses=False,
         )
+        self._redis: Redis = Redis.from_pool(pool)
 
     @classmethod
-    async def open(cls, url: str, password_file: str | None, lifetime_s: float) -> RedisCache:
+    async def open(
+        cls, url: str, password_file: str | None, lifetime_s: float, max_entry_bytes: int = 1 << 20
+    ) -> RedisCache:
         """Connect; NearpathError when the client or the password is missing, but not when Redis is away."""
         if not _installed:
             raise NearpathError(
@@ -77,7 +85,7 @@ class RedisCache:
                 password = (await asyncio.to_thread(Path(password_file).read_text, "utf-8")).strip()
             except (OSError, ValueError) as error:
                 raise NearpathError(f"cannot read {password_file}: {error}", "see cache.redis_password_file") from None
-        store = cls(url, password, lifetime_s)
+        store = cls(url, password, lifetime_s, max_entry_bytes)
         await store._look()
         return store
 
@@ -85,7 +93,7 @@ class RedisCache:
         """Tell when nothing bounds the memory of Redis."""
         try:
             memory = await self._redis.info("memory")
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:
             self._fail(error)
             return
         if not memory.get("maxmemory") or memory.get("maxmemory_policy") not in _LRU:
@@ -112,12 +120,13 @@ class RedisCache:
         try:
             # The socket's time-outs do not hold while all connections are in use.
             async with asyncio.timeout(_ANSWER_S):
-                record = await self._redis.get(PREFIX + key)
-        except (RedisError, OSError, TimeoutError) as error:
+                # Not `get`: somebody else's value under our name may be of 512 MB.
+                record = await self._redis.getrange(PREFIX + key, 0, self._most_bytes)
+        except Exception as error:
             self._fail(error)
             return None
         self._works()
-        if not isinstance(record, bytes):
+        if not isinstance(record, bytes) or not record:
             return None
         entry = unpack(key, record)
         if entry is None:
@@ -151,7 +160,7 @@ class RedisCache:
         """Write what waits, and close."""
         self._closed = True
         await self.settle()
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(Exception):
             await self._redis.aclose()
 
     async def _write(self) -> None:
@@ -162,7 +171,7 @@ class RedisCache:
                     for entry in group:
                         pipeline.set(PREFIX + entry.key, pack(entry), ex=self._lifetime_s)
                     await pipeline.execute()
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:
                 self._fail(error)
                 self.dropped += len(self._waiting)
                 self._waiting.clear()

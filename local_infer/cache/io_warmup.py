@@ -7,10 +7,12 @@ out: for every tenant of the configuration) and `keep` (true: keep it although t
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,9 @@ WARM_S = 60.0
 """A gateway is ready after this time, with whatever it has by then."""
 
 MAX_LINES = 10_000
+MAX_SENT_BYTES = 8 << 20
+"""Of hot requests told a neighbour: 500 of 16 KiB."""
+
 NEIGHBOUR_KEYS = 500
 """Asked of each neighbour: each costs a request to an upstream."""
 
@@ -39,6 +44,10 @@ _AT_ONCE = 4
 _TICK_S = 0.25
 _NEIGHBOUR_S = 10.0
 _MAX_BYTES = 64 << 20
+_LINES_READ = 4
+"""Times as many lines are looked at as may be taken: the rest are empty, or the file is none."""
+
+_NO_LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
 _log = get_logger("cache")
 
 
@@ -51,33 +60,52 @@ class Line:
 
 
 def write_lines(entries: Iterable[Entry]) -> bytes:
-    """The requests of entries, a line each."""
-    lines = []
+    """The requests of entries, a line each, up to MAX_SENT_BYTES."""
+    lines, left = [], MAX_SENT_BYTES
     for entry in entries:
         fields: dict[str, Any] = {"endpoint": entry.endpoint.value, "tenant": entry.tenant}
         if entry.opted_in:
             fields["keep"] = True
-        fields["body"] = json.loads(entry.request)
-        lines.append(json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n")
+        head = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        # Not parsed: that would stop everybody for a second. Line ends stand between the parts of JSON only, never within.
+        line = head[:-1] + b',"body":' + entry.request.translate(_NO_LINE_ENDS) + b"}\n"
+        left -= len(line)
+        if left < 0:
+            break
+        lines.append(line)
     return b"".join(lines)
 
 
-def read_lines(data: bytes, source: str, tenants: Sequence[str]) -> list[Line]:
-    """The requests in JSON lines, MAX_LINES at most; lines that are none are left out and told of once."""
+def read_lines(
+    data: bytes, source: str, tenants: Sequence[str], most: int = MAX_LINES, *, named: bool = False
+) -> list[Line]:
+    """The requests in JSON lines, `most` at most; lines that are none are left out and told of once.
+
+    `named`: a line must name its tenant. Others are for all tenants, which costs a request each.
+    """
     found: list[Line] = []
     bad: list[str] = []
-    lines = [(number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
-    for number, line in lines[:MAX_LINES]:
+    seen = 0
+    # One line at a time: millions of empty ones must not become a list.
+    for number, line in enumerate(islice(io.BytesIO(data), _LINES_READ * most), 1):
+        if not line.strip():
+            continue
+        seen += 1
+        if seen > most:
+            break
         try:
-            found.append(_read_line(line, tenants))
+            one = _read_line(line.rstrip(b"\r\n"), tenants)
+            if named and len(one.tenants) != 1:
+                raise ValueError("names no tenant")
+            found.append(one)
         except ValueError as error:
             bad.append(f"line {number}: {error}")
     if bad:
         _log.warning(
             "cache_warm_lines_left_out", source=source, lines=len(bad), first=bad[0], fix="correct these lines"
         )
-    if len(lines) > MAX_LINES:
-        _log.warning("cache_warm_lines_too_many", source=source, lines=len(lines), taken=MAX_LINES)
+    if seen > most:
+        _log.warning("cache_warm_lines_too_many", source=source, lines=data.count(b"\n"), taken=most)
     return found
 
 
@@ -159,7 +187,7 @@ async def _all_lines(config: InferConfig) -> list[Line]:
             _log.error("cache_warm_file_failed", file=config.cache.warm_file, why=str(error), fix="see cache.warm_file")
     answers = await asyncio.gather(*(_ask_neighbour(url, config) for url in config.cache.neighbours))
     for url, data in zip(config.cache.neighbours, answers, strict=True):
-        lines += read_lines(data, url, tenants)
+        lines += read_lines(data, url, tenants, NEIGHBOUR_KEYS, named=True)
     return lines
 
 
@@ -182,14 +210,15 @@ async def _ask_neighbour(url: str, config: InferConfig) -> bytes:
     """The hottest requests of a gateway; nothing when it cannot be asked, which the log tells."""
     where = url.rstrip("/")
     where += "/hot-keys" if where.endswith("/v1") else "/v1/hot-keys"
-    headers = {}
+    headers = {"Accept-Encoding": "identity"}
     try:
         if config.cache.neighbour_key_file is not None:
             key = await asyncio.to_thread(_read_key, config.cache.neighbour_key_file)
             headers["Authorization"] = f"Bearer {key}"
         timeout = aiohttp.ClientTimeout(total=_NEIGHBOUR_S, connect=_NEIGHBOUR_S / 2)
         async with (
-            aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+            # Not decompressed: what is small on the way could be anything here.
+            aiohttp.ClientSession(timeout=timeout, trust_env=False, auto_decompress=False) as session,
             # A redirect would carry the key elsewhere.
             session.get(
                 where, params={"count": str(NEIGHBOUR_KEYS)}, headers=headers, allow_redirects=False
@@ -197,12 +226,12 @@ async def _ask_neighbour(url: str, config: InferConfig) -> bytes:
         ):
             if response.status != 200:
                 raise ValueError(f"status {response.status}")
-            data = b""
+            data = bytearray()
             async for chunk in response.content.iter_chunked(1 << 16):
                 data += chunk
-                if len(data) > _MAX_BYTES:
-                    raise ValueError(f"more than {_MAX_BYTES >> 20} MiB")
-            return data
+                if len(data) > MAX_SENT_BYTES:
+                    raise ValueError(f"more than {MAX_SENT_BYTES >> 20} MiB")
+            return bytes(data)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         _log.warning("cache_neighbour_failed", neighbour=url, why=str(error) or type(error).__name__)
         return b""

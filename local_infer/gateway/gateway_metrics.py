@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from local_infer.telemetry.trace_context import Trace
+
 CLIENT_GONE = 499
 """In log and metrics only: the client left before its answer (nginx's number for it)."""
 
@@ -41,6 +43,9 @@ class Note:
     """The end of the answer, where `usage` stands."""
     question: bytes = b""
     answer: bytes = b""
+    cache: str = ""
+    """The parameters of Cache-Status."""
+    trace: Trace | None = None
 
 
 def read_usage(tail: bytes) -> tuple[int, int]:

@@ -18,6 +18,8 @@ VISIBLE = frozenset({"content-type", "content-language", "openai-processing-ms",
 SERVER = "nearpath"
 """Not aiohttp's name and version: they help nobody but who looks for a hole."""
 
+_LONGEST_VALUE = 1024
+
 _JSON = "application/json"
 _SSE = "text/event-stream; charset=utf-8"
 
@@ -25,7 +27,13 @@ _SSE = "text/event-stream; charset=utf-8"
 def visible_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Of an upstream's headers (any case) those a client may see, names in lower case."""
     lower = {name.lower(): value for name, value in headers.items()}
-    return {name: value for name, value in lower.items() if name in VISIBLE or name == "retry-after"}
+    seen = {name: value for name, value in lower.items() if name in VISIBLE or name == "retry-after"}
+    return {name: value for name, value in seen.items() if _fit_to_send(value)}
+
+
+def _fit_to_send(value: str) -> bool:
+    # A control character would break the whole answer when it is written, and a kept one each time it is asked for.
+    return value.isascii() and value.isprintable() and len(value) <= _LONGEST_VALUE
 
 
 def answer_headers(answer: Answer, config: InferConfig) -> dict[str, str]:
@@ -35,7 +43,8 @@ def answer_headers(answer: Answer, config: InferConfig) -> dict[str, str]:
     is told, so what is left for a client is their difference (4.2).
     """
     origin = answer.origin
-    headers = {name: value for name, value in answer.headers.items() if name in VISIBLE}
+    # Looked at again: a kept answer's come from a disk or from Redis.
+    headers = {name: value for name, value in answer.headers.items() if name in VISIBLE and _fit_to_send(value)}
     if answer.status >= 400 and "retry-after" in answer.headers:
         headers["Retry-After"] = answer.headers["retry-after"]
     if not isinstance(answer.body, bytes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -23,6 +24,15 @@ _NO_LOG = logging.Logger("local_infer.access", logging.CRITICAL)
 
 _LINGER_S = 1.0
 """A body that is not wanted is still read for so long: closed at once, the client might lose our answer to the RST."""
+
+_LEAST_CONNECTIONS = 64
+
+
+def _descriptors() -> int:
+    """Files and sockets that this process may have open."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -92,15 +102,41 @@ class Connection(web.RequestHandler):
 
 
 class GatewayServer(web.Server):
-    """Makes connections; `limits` hold for those made from now on."""
+    """Makes connections; `limits` hold for those made from now on.
 
-    def __init__(self, handler: Handler, limits: GatewayLimits) -> None:
+    Those of clients that have shown no good key are strangers. They cost a descriptor each, of which upstreams, disk and
+    generator need some too: past `most` connections the stranger who came first goes, at last the new one itself.
+    """
+
+    def __init__(self, handler: Handler, limits: GatewayLimits, most: int | None = None) -> None:
         # A client that goes away cancels its handler, and so the upstream.
         super().__init__(handler, handler_cancellation=True)
         self.limits = limits
+        self._most = most if most is not None else max(_LEAST_CONNECTIONS, _descriptors() // 2)
+        self._strangers: dict[web.RequestHandler, None] = {}
 
     def __call__(self) -> Connection:
         return Connection(self, self.limits.header_time, self.limits.idle)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """A new connection, of a stranger."""
+        super().connection_made(handler, transport)
+        self._strangers[handler] = None
+        if len(self._connections) > self._most:
+            first = next(iter(self._strangers))
+            # Counted out now: it is closed in the next turn of the loop.
+            del self._strangers[first]
+            if first.transport is not None:
+                first.transport.abort()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """It is over."""
+        self._strangers.pop(handler, None)
+        super().connection_lost(handler, exc)
+
+    def know(self, handler: web.RequestHandler) -> None:
+        """Its client has shown a good key."""
+        self._strangers.pop(handler, None)
 
     def _make_request(
         self,

@@ -9,15 +9,15 @@ import asyncio
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import hdrs, web
 from prometheus_client import CollectorRegistry
 
-from core.config import Tls
+from core.config import split_listen
 from core.config_infer import InferConfig
 from core.errors import NearpathError
-from core.io_http import bind_tcp, bound_address
+from core.io_http import bind_tcp, bound_address, server_tls
 from core.io_log import get_logger
 from local_infer.fault import INVALID, NOT_FOUND, RATE_LIMIT, SERVER, UNAVAILABLE, ApiError
 from local_infer.gateway.forms import write_model, write_models
@@ -28,8 +28,10 @@ from local_infer.gateway.io_access_log import AccessLog
 from local_infer.gateway.io_connection import GatewayServer, StreamedResponse
 from local_infer.gateway.keys import Caller, Keys
 from local_infer.gateway.request import read_ask
+from local_infer.gateway.room import Room, weigh
 from local_infer.gateway.sse import write_event
 from local_infer.model import Answer, Ask, Clock, Endpoint, ModelCard, Stream
+from local_infer.telemetry.io_otlp import Telemetry
 
 _ENDPOINTS = {f"/v1{endpoint.value}": endpoint for endpoint in Endpoint}
 _MODELS = "/v1/models"
@@ -87,8 +89,11 @@ class Gateway:
         *,
         hottest: Callable[[str, int], bytes] = _hottest,
         not_ready: Callable[[], Sequence[str]] = _ready,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._config = config
+        self._telemetry = telemetry
+        self._place = ("", 0)
         self._parts = Parts(answer, cards, hottest, not_ready)
         self._clock = clock
         self._keys = Keys(config)
@@ -100,6 +105,7 @@ class Gateway:
         self._started_s = int(clock())
         self._id_prefix, self._id_count = f"req_{os.urandom(6).hex()}", 0
         self._under_way = 0
+        self._room = Room(config.limits)
         self._limits: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._stopping = False
@@ -112,7 +118,7 @@ class Gateway:
     async def start(self) -> None:
         """Listen on every configured address; NearpathError when one cannot be had, and then on none."""
         self._server = GatewayServer(self._handle, self._config.limits)
-        self._tls = make_tls_context(self._config.tls) if self._config.tls else None
+        self._tls = server_tls(self._config.tls.cert, self._config.tls.key) if self._config.tls else None
         try:
             for listen in self._config.listen:
                 await self._listen(listen)
@@ -142,7 +148,7 @@ class Gateway:
         if (config.tls is None) != (self._config.tls is None):
             raise NearpathError("tls cannot be turned on or off while the gateway runs", "restart it")
         if config.tls is not None:
-            make_tls_context(config.tls)  # a trial
+            server_tls(config.tls.cert, config.tls.key)  # a trial
         new = [listen for listen in config.listen if listen not in self._listeners]
         try:
             for listen in new:
@@ -161,6 +167,7 @@ class Gateway:
         keys.adopt(self._keys)
         assert self._server is not None
         self._server.limits = config.limits
+        self._room.limit(config.limits)
         self._keys, self._config = keys, config
 
     async def close(self, drain_s: float) -> None:
@@ -192,6 +199,7 @@ class Gateway:
         assert self._server is not None
         listener = await loop.create_server(self._server, sock=sock, ssl=self._tls, backlog=1024)
         self._listeners[listen] = (listener, address)
+        self._place = split_listen(address)
 
     # -- requests
 
@@ -239,11 +247,17 @@ class Gateway:
                 self._idle.set()
             self._over(note)
 
+    def _find_caller(self, request: web.BaseRequest) -> Caller:
+        caller = self._keys.find(request.headers.get(hdrs.AUTHORIZATION))
+        if self._server is not None:
+            self._server.know(request.protocol)
+        return caller
+
     def _admit(self, request: web.BaseRequest, config: InferConfig, now: float, note: Note) -> Caller:
         """Who asks, counted in. Before anything of the body is read: strangers get no memory."""
         if request.method != "POST":
             raise _not_allowed(request.method, "POST")
-        caller = self._keys.find(request.headers.get(hdrs.AUTHORIZATION))
+        caller = self._find_caller(request)
         note.client = caller.client.name
         if (request.content_length or 0) > config.limits.body:
             raise _too_large(config.limits.body)
@@ -256,17 +270,29 @@ class Gateway:
         return caller
 
     async def _answer(self, exchange: _Exchange) -> web.StreamResponse:
+        request, config = exchange.request, exchange.config
+        compressed = hdrs.CONTENT_ENCODING in request.headers
+        told = None if compressed else request.content_length
+        with self._room.place(config.limits.body if told is None else told) as place:
+            body = await _read_body(request, config)
+            place.resize(weigh(body))
+            return await self._answer_to(exchange, body)
+
+    async def _answer_to(self, exchange: _Exchange, body: bytes) -> web.StreamResponse:
         request, config, caller, note = exchange.request, exchange.config, exchange.caller, exchange.note
-        body = await _read_body(request, config)
         note.in_bytes = len(body)
         ask = read_ask(exchange.endpoint, request.headers, body, caller.client, note.id, note.started_s)
         note.model, note.stream = ask.model, ask.stream
+        if self._telemetry is not None:
+            note.trace = self._telemetry.begin(request.headers)
+            ask = replace(ask, trace=note.trace)
         caller.check_model(ask.model)
         if config.access_log.content:
             note.question = body[:_LOGGED_BYTES]
         answer = await self._parts.answer(ask)
         origin = answer.origin
         note.status, note.step, note.source, note.reason = answer.status, origin.step.label, origin.name, origin.reason
+        note.cache = origin.cache_status
         headers = answer_headers(answer, config)
         headers["X-Request-Id"] = note.id
         if caller.rate:
@@ -348,7 +374,8 @@ class Gateway:
                 raise ApiError(404, INVALID, f"invalid URL ({request.method} {path[:200]})", code="unknown_url")
             if request.method not in ("GET", "HEAD"):
                 raise _not_allowed(request.method, "GET")
-            caller = self._keys.find(request.headers.get(hdrs.AUTHORIZATION))
+            caller = self._find_caller(request)
+            caller.enter_list(self._clock())
             if path == _HOT_KEYS:
                 return self._hot_keys(request, caller)
             return self._models(path, caller)
@@ -401,6 +428,8 @@ class Gateway:
         tokens = self._metrics.observe(note, now)
         if self._config.access_log.enabled:
             self._log.write(access_line(note, now, tokens))
+        if self._telemetry is not None:
+            self._telemetry.over(note, now, tokens, self._place)
 
 
 def _headers_of(content_type: str) -> dict[str, str]:
@@ -463,18 +492,3 @@ def _not_allowed(method: str, allowed: str) -> ApiError:
 
 def _too_large(limit_bytes: int) -> ApiError:
     return ApiError(413, INVALID, f"the body is larger than {limit_bytes} bytes", code="body_too_large")
-
-
-def make_tls_context(tls: Tls) -> ssl.SSLContext:
-    """The server side's TLS; NearpathError that names the bad file."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(tls.cert, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise NearpathError(
-            f"cannot use certificate {tls.cert} with key {tls.key}: {error}",
-            "both must be PEM files that belong together and that the gateway's user can read",
-        ) from None
-    return context

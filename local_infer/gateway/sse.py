@@ -27,34 +27,37 @@ class Splitter:
     __slots__ = ("_rest",)
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> bytes:
         """All events completed by `data`, as one run of bytes; empty: none yet. Overlong when one does not end."""
         rest = self._rest
         if not rest and data.endswith(b"\n\n"):
             return data  # the common case: an upstream writes whole events
-        joined = rest + data
-        # Borders lie in the new part, or begin in the three bytes before it.
-        end = max(joined.rfind(b"\n\n") + 2 if b"\n\n" in joined else 0, _last_cr_end(joined))
-        self._rest = joined[end:]
-        if len(self._rest) > MAX_EVENT_BYTES:
+        # Borders lie in the new part, or begin in the three bytes before it. What lies before those is neither looked at
+        # nor copied again: an upstream that dribbles a long event must not cost its square.
+        seen = max(0, len(rest) - 3)
+        rest += data
+        end = _last_end(rest, seen)
+        events = bytes(rest[:end])
+        del rest[:end]
+        if len(rest) > MAX_EVENT_BYTES:
             raise Overlong(f"an event of over {MAX_EVENT_BYTES} bytes")
-        return joined[:end]
+        return events
 
     @property
     def rest(self) -> bytes:
         """The begun event; empty at a clean end."""
-        return self._rest
+        return bytes(self._rest)
 
 
-def _last_cr_end(data: bytes) -> int:
-    """Where the last event that ends in a form with CR ends; 0: there is none."""
-    if b"\r" not in data:
-        return 0
-    end = 0
-    for match in _END_RE.finditer(data):
-        end = match.end()
+def _last_end(data: bytearray, start: int) -> int:
+    """Where the last event that ends after `start` ends; 0: none does."""
+    found = data.rfind(b"\n\n", start)
+    end = found + 2 if found >= 0 else 0
+    if data.find(b"\r", start) >= 0:
+        for match in _END_RE.finditer(data, start):
+            end = max(end, match.end())
     return end
 
 

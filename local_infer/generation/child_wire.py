@@ -141,5 +141,5 @@ def _read(body: bytes) -> Message:
         kind, fields = json.loads(body)
         message: Message = _KINDS[kind](**fields)
         return message
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError(f"no message: {error}") from None

@@ -35,6 +35,10 @@ class Generation:
         self._metrics = GenerationMetrics(registry)
         self._slots = GeneratorSlots(config, queue, clock, self._metrics)
         self._model = f"local/{config.generation.name}"
+        self.reconfigure(config)
+
+    def reconfigure(self, config: InferConfig) -> None:
+        """Take over the visible prefix; all else of the section needs a restart."""
         self._prefix = config.ladder.prefix.get("generation", "")
 
     async def start(self) -> None:

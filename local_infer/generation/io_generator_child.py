@@ -16,8 +16,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ from local_infer.generation.stopping import Stopper
 PREFILL_TOKENS = 64
 """Prompt tokens read in one call: a call cannot be cancelled, and on one slow core this many take some 0.5 s at most."""
 
+SCHEMA_S = 10.0
+"""One token under a schema. Some schemas (intersections of patterns) never come to an end within the library, and take
+30 MB more each second; a call of the library can be ended in no other way than with the process."""
+
+_LATE_S = 0.5
 _TRIAL_SCHEMA = '{"type":"object","properties":{},"additionalProperties":false}'
 _PR_SET_PDEATHSIG = 1
 
@@ -145,6 +150,18 @@ class Model:
         if room < 1:
             raise Refusal("too long", f"the prompt has {len(ids)} tokens, {self.context} fit")
         most = min(request.max_tokens, room)
+        with _bounded(request):
+            return self._generate(request, ids, most, began_s, is_cancelled, show)
+
+    def _generate(
+        self,
+        request: Generate,
+        ids: Any,
+        most: int,
+        began_s: float,
+        is_cancelled: Callable[[], bool],
+        show: Callable[[str], None],
+    ) -> Done:
         generator = self._generator(ids, len(ids) + most, _search_options(request), request.schema)
         stopper, stream = Stopper(request.stops), self._tokenizer.create_stream()
 
@@ -159,6 +176,7 @@ class Model:
             generator.append_tokens(ids[start : start + PREFILL_TOKENS])
         count = 0
         while not finish:
+            _begin_step(request)
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
             if token in self._ends:
@@ -185,6 +203,21 @@ class Model:
         except Exception as error:
             # An answer that was not held to its schema is worse than none.
             raise Refusal("schema", str(error)) from None
+
+
+@contextmanager
+def _bounded(request: Generate) -> Iterator[None]:
+    """No step of a request with a schema may take longer than SCHEMA_S: the kernel ends this process (SIGALRM) then."""
+    _begin_step(request)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _begin_step(request: Generate) -> None:
+    if request.schema is not None:
+        signal.setitimer(signal.ITIMER_REAL, min(SCHEMA_S, request.time_s + _LATE_S))
 
 
 def _open(genai: Any, load: Load) -> tuple[Any, str]:

@@ -321,6 +321,8 @@ class LocalQueue:
             self._metrics.unloads.labels(name, "memory").inc()
             self._metrics.loaded.labels(name).set(0)
             _log.warning("model_unloaded", model=name, why="memory is short")
+            # Who came while it was being unloaded could not begin its load, and nobody else would.
+            self._advance()
 
     def _look(self) -> int:
         available = self._available_bytes()

@@ -5,6 +5,7 @@ What to try is decided in `ladder_table.py`; here it is tried. Nothing is done h
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
 from core.errors import NearpathError
+from local_infer.cache.cache_key import keys_of
 from local_infer.fault import INVALID, NOT_FOUND, RATE_LIMIT, UNAVAILABLE, ApiError, Busy, Unreachable
 from local_infer.gateway.forms import mark_body, mark_events, to_whole
 from local_infer.gateway.sse import ends_with_done
@@ -61,17 +63,22 @@ class _Run:
     kept: Kept | None
     allowed: frozenset[Step]
     reason: str
-    retry_after_s: float | None = None
+    unreachable: Unreachable | None = None
 
 
 def _say_nothing(_step: str, _error: Exception) -> None:
     pass
 
 
+def _note_nothing(_step: str, _why: str) -> None:
+    pass
+
+
 class Ladder:
     """Answers every request, or raises ApiError.
 
-    `spawn` runs shadows in the background; `tell` hears which step failed, and of what.
+    `spawn` runs shadows in the background; `tell` hears which step failed, and of what; `note` which one
+    did not answer, and why.
     """
 
     def __init__(
@@ -87,10 +94,11 @@ class Ladder:
         *,
         spawn: Spawn,
         tell: Callable[[str, Exception], None] = _say_nothing,
+        note: Callable[[str, str], None] = _note_nothing,
     ) -> None:
         self._upstreams, self._cache, self._prover = upstreams, cache, prover
         self._steps = {step.step: step for step in steps}
-        self._clock, self._rng, self._spawn, self._tell = clock, rng, spawn, tell
+        self._clock, self._rng, self._spawn, self._tell, self._note = clock, rng, spawn, tell, note
         self._metrics = LadderMetrics(registry)
         self._shadows = 0
         self.reconfigure(config)
@@ -110,7 +118,7 @@ class Ladder:
         return await self._upstreams.ask(ask, ask.arrived_s + self._config.limits.total)
 
     async def answer(self, ask: Ask) -> Answer:
-        """The answer of the best step that has one; ApiError (503 with Retry-After) when none has. Cancel to stop."""
+        """The answer of the best step that has one; ApiError (503, 429, with Retry-After) when none has. Cancel to stop."""
         if ask.model.startswith(LOCAL):
             return await self._answer_by_name(ask)
         allowed = allowed_steps(self._configured, ask)
@@ -128,6 +136,10 @@ class Ladder:
     def _why_not_asked(self, ask: Ask) -> str:
         """The reason that stands until an upstream was asked."""
         return "refused" if Step.UPSTREAM in ask.refused else "not asked"
+
+    def _passed(self, step: Step, why: str) -> None:
+        self._metrics.passed.labels(step.label, why).inc()
+        self._note(step.label, why)
 
     async def _try(self, move: Move, run: _Run, down: bool) -> Answer | None:
         if move is Move.ASK:
@@ -153,8 +165,8 @@ class Ladder:
         try:
             answer = await self._cache.fetch(ask, self.fetch)
         except Unreachable as error:
-            run.reason, run.retry_after_s = error.reason, error.retry_after_s
-            self._metrics.passed.labels(Step.UPSTREAM.label, error.reason).inc()
+            run.reason, run.unreachable = error.reason, error
+            self._passed(Step.UPSTREAM, error.reason)
             return None
         return await self._shadow(run.ask, answer)
 
@@ -167,7 +179,7 @@ class Ladder:
         try:
             body = mark(answer.body, CACHED, step, self._prefix(run.ask, step))
         except ValueError:
-            self._metrics.passed.labels(step.label, "form").inc()
+            self._passed(step, "form")
             return None
         origin = replace(answer.origin, step=step, reason=run.reason)
         return replace(answer, body=body, origin=origin)
@@ -187,7 +199,7 @@ class Ladder:
     async def _ask_step(self, name: Step, run: _Run) -> Answer | None:
         got = await self._step_answer(name, run.ask)
         if isinstance(got, Abstained):
-            self._metrics.passed.labels(name.label, got.why).inc()
+            self._passed(name, got.why)
             return None
         if name is Step.RETRIEVAL and isinstance(got.body, bytes) and (prefix := self._prefix(run.ask, name)):
             mark = mark_events if run.ask.stream else mark_body
@@ -231,7 +243,7 @@ class Ladder:
         got = await self._step_answer(step, ask)
         if not isinstance(got, Abstained):
             return got
-        self._metrics.passed.labels(step.label, got.why).inc()
+        self._passed(step, got.why)
         if got.why == "busy":
             raise ApiError(
                 429, RATE_LIMIT, "the local model has no room for one more request", "try again soon",
@@ -250,10 +262,20 @@ class Ladder:
             what = "nothing is kept for this request, and nobody may be asked"
             return ApiError(504, UNAVAILABLE, what, code="only_if_cached")
         self._metrics.nothing.labels(run.reason).inc()
-        wait_s = self._config.ladder.retry_after if run.retry_after_s is None else run.retry_after_s
+        headers = {"X-Degraded": f"none; {run.reason}; 0"}
+        told = run.unreachable
+        wait_s = self._config.ladder.retry_after if told is None or told.retry_after_s is None else told.retry_after_s
+        if told is not None and told.limited:
+            # Clients slow down at a 429, and try elsewhere at a 503. In our words: an upstream's name its account.
+            if told.in_ms:
+                headers["retry-after-ms"] = str(math.ceil(wait_s * 1000))
+            return ApiError(
+                429, RATE_LIMIT, "the rate limit of the upstreams is reached, and nothing else could answer",
+                "try again later", code="rate_limit_exceeded", retry_after_s=max(1.0, wait_s), headers=headers,
+            )  # fmt: skip
         return ApiError(
             503, UNAVAILABLE, f"no upstream answers ({run.reason}), and nothing else could", "try again later",
-            code="no_step", retry_after_s=max(1.0, wait_s), headers={"X-Degraded": f"none; {run.reason}; 0"},
+            code="no_step", retry_after_s=max(1.0, wait_s), headers=headers,
         )  # fmt: skip
 
     # -- proof before use
@@ -267,7 +289,8 @@ class Ladder:
             and answer.origin.step is Step.UPSTREAM
             and ask.client.priority <= Priority.BACKGROUND
         )
-        question = question_of(ask) if sampled else None
+        # What can be read in two ways teaches nothing: the upstream may have answered the other one.
+        question = question_of(ask) if sampled and keys_of(ask) is not None else None
         if not isinstance(question, Question):
             return answer
         if isinstance(answer.body, bytes):

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from local_infer.gateway.sse import data_of
+from local_infer.gateway.sse import data_of, split_events
 from local_infer.model import Ask, Endpoint
 
 MAX_ANSWER_BYTES = 64 << 20
@@ -56,13 +56,14 @@ class Failure:
     """An attempt without an answer. `reason` is one of a few fixed words; `status` and `body` the error answer, if any.
 
     `of_path`: says something about the upstream's health. `stale_connection`: a kept connection that the upstream had
-    closed just then, which says nothing. `retry_after_s` is what it asked for.
+    closed just then, which says nothing. `retry_after_s` is what it asked for, `in_ms`: to the millisecond.
     """
 
     reason: str
     status: int | None = None
     body: bytes = b""
     retry_after_s: float | None = None
+    in_ms: bool = False
     full: bool = False
     stale_connection: bool = False
 
@@ -93,6 +94,11 @@ def reason_of(status: int) -> str:
         case _ if status in (408, 425, 500, 501, 502, 503, 504):
             return f"status {status}"
     return "status 5xx" if status >= 500 else "status 4xx"
+
+
+def is_object(body: bytes) -> bool:
+    """Whether a body has the borders of a JSON object. What lies between them is not read: forwarding must stay cheap."""
+    return body[:64].lstrip(b" \t\r\n").startswith(b"{") and body[-64:].rstrip(b" \t\r\n").endswith(b"}")
 
 
 def find_strange(status: int, headers: Mapping[str, str]) -> str:
@@ -197,8 +203,10 @@ def _status_in(value: Any) -> int | None:
 
 
 def has_data(events: bytes) -> bool:
-    """Whether a run of events carries data: comments that keep a connection alive are no answer yet."""
-    return events.startswith(b"data:") or b"\ndata:" in events or b"\rdata:" in events
+    """Whether a run of events carries data: comments and empty events that keep a connection alive are no answer yet."""
+    if not (events.startswith(b"data:") or b"\ndata:" in events or b"\rdata:" in events):
+        return False
+    return any(data_of(event) for event in split_events(events))
 
 
 def is_finished(events: bytes) -> bool:

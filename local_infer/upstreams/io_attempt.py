@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import errno
+import functools
 import os
 import socket
 import ssl
 import stat
+import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -29,6 +31,7 @@ from core.errors import NearpathError
 from core.io_log import get_logger
 from local_infer.gateway.sse import Overlong, Splitter, data_of, split_events
 from local_infer.model import Ask
+from local_infer.telemetry.call import NO_HEADERS
 from local_infer.upstreams.attempt import (
     MAX_ANSWER_BYTES,
     MAX_ERROR_BYTES,
@@ -40,6 +43,7 @@ from local_infer.upstreams.attempt import (
     find_strange,
     has_data,
     is_event_stream,
+    is_object,
     judge,
     reason_of,
     retry_after_s,
@@ -102,9 +106,17 @@ class Transport(Protocol):
     """The connections to one upstream."""
 
     async def send(
-        self, method: str, path: str, body: bytes, accept: str, request_id: str, connect_s: float, read_s: float
-    ) -> Reply:
-        """Send a request, wait for the headers of the response (`read_s` at most between bytes). Raises Broken."""
+        self, method: str, path: str, body: bytes, accept: str, request_id: str, connect_s: float, read_s: float,
+        more: Mapping[str, str] = NO_HEADERS,
+    ) -> Reply:  # fmt: skip
+        """Send a request, with `more` headers, and wait for those of the response (`read_s` at most between bytes).
+
+        Raises Broken.
+        """
+        ...
+
+    def has_lost(self) -> bool:
+        """Whether the peer, or the silence of the network, ended a kept connection since this was asked last."""
         ...
 
     async def close(self) -> None:
@@ -140,6 +152,7 @@ async def begin(
     begin_s: float,
     secret: bytes,
     clock: Callable[[], float],
+    more: Mapping[str, str] = NO_HEADERS,
 ) -> Begun:
     """Send `body` and read until the answer has begun, `begin_s` at most. Raises AttemptFailed; cancelling closes all."""
     accept = "text/event-stream" if ask.stream else "application/json"
@@ -147,7 +160,7 @@ async def begin(
     kept = False
     try:
         async with asyncio.timeout(begin_s):
-            reply = await transport.send("POST", ask.endpoint.value, body, accept, ask.id, connect_s, begin_s)
+            reply = await transport.send("POST", ask.endpoint.value, body, accept, ask.id, connect_s, begin_s, more)
             begun = await _begin(reply, ask, secret, clock)
             kept = begun.reply is not None
             return begun
@@ -176,6 +189,9 @@ async def _begin(reply: Reply, ask: Ask, secret: bytes, clock: Callable[[], floa
     body = await _read_whole(reply, MAX_ANSWER_BYTES)
     if status >= 400:
         return Begun(status, headers, ttfb_s, False, without_secret(body, secret))
+    if not ask.stream and not is_object(body):
+        # A body that ends with its connection may have been cut anywhere, and HTTP would not tell (RFC 9112 8).
+        raise AttemptFailed(Failure("cut" if body.lstrip().startswith(b"{") else "not the API"))
     fault = fault_of_body(body)
     if fault is not None:
         return _own_fault(fault, headers, ttfb_s, secret)
@@ -221,7 +237,8 @@ async def _failure(reply: Reply, verdict: Verdict, secret: bytes, now: float) ->
         with suppress(Broken, AttemptFailed):
             body = without_secret(await _read_whole(reply, MAX_ERROR_BYTES), secret)
     wait_s = retry_after_s(reply.headers, now)
-    return Failure(reason, reply.status, body, wait_s, full=verdict is Verdict.FULL)
+    in_ms = "retry-after-ms" in reply.headers
+    return Failure(reason, reply.status, body, wait_s, in_ms, full=verdict is Verdict.FULL)
 
 
 async def _read_whole(reply: Reply, limit: int) -> bytes:
@@ -284,14 +301,36 @@ def tls_context(name: str, upstream: Upstream) -> ssl.SSLContext | None:
 
 SocketOption = tuple[int, int, int]
 
+# `tcpi_last_ack_recv` in struct tcp_info (linux/tcp.h): milliseconds since the peer last acknowledged anything.
+_LAST_ACK = slice(56, 60)
+
+
+def _silence_s(give_up_s: float) -> tuple[float, int]:
+    """(how long a peer may be silent, after how long without data it is asked for a keepalive)."""
+    silent_s = min(give_up_s, max(1.0, 0.6 * give_up_s))
+    return silent_s, max(1, int(silent_s / 2))
+
+
+def end_if_silent(connection: Any, give_up_s: float) -> None:
+    """Shut a socket down whose peer answers no keepalives, when the kernel should have done so by now.
+
+    It never does while it has no way to send them: a cable or a route that is gone on our own side.
+    """
+    silent_s, idle_s = _silence_s(give_up_s)
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        last_s = (
+            int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)[_LAST_ACK], sys.byteorder) / 1000
+        )
+        if last_s > max(silent_s, idle_s + 1.0) + 0.5:
+            sock.shutdown(socket.SHUT_RDWR)
+
 
 def socket_options(give_up_s: float) -> list[SocketOption]:
     """TCP options by which a cut network is told from an upstream that thinks: unanswered data or keepalives end it.
 
     That takes 0.6 of `give_up_s`, at least a second, so that there is time left for another upstream.
     """
-    silent_s = min(give_up_s, max(1.0, 0.6 * give_up_s))
-    idle_s = max(1, int(silent_s / 2))
+    silent_s, idle_s = _silence_s(give_up_s)
     return [
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s),
@@ -316,6 +355,20 @@ class _Sent:
 
 
 _SENT: contextvars.ContextVar[_Sent] = contextvars.ContextVar("sent")
+
+
+class _Handler(ResponseHandler):
+    """Tells when a connection that would have been kept ends from the other side."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[], None]) -> None:
+        super().__init__(loop)
+        self._lost = lost
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        # Without a transport it was closed by us; one that is to be closed is not kept, or carries half an answer.
+        if self.transport is not None and not self.should_close:
+            self._lost()
+        super().connection_lost(exc)
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -359,6 +412,8 @@ class AiohttpTransport:
             socket_factory=make_socket,
         )
         connector._used = weakref.WeakSet()
+        connector._factory = functools.partial(_Handler, asyncio.get_running_loop(), self._note_lost)  # type: ignore[assignment]
+        self._connector, self._give_up_s, self._has_lost = connector, routing.give_up, False
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=base_headers(upstream, key),
@@ -369,10 +424,11 @@ class AiohttpTransport:
         )
 
     async def send(
-        self, method: str, path: str, body: bytes, accept: str, request_id: str, connect_s: float, read_s: float
-    ) -> Reply:
+        self, method: str, path: str, body: bytes, accept: str, request_id: str, connect_s: float, read_s: float,
+        more: Mapping[str, str] = NO_HEADERS,
+    ) -> Reply:  # fmt: skip
         """See `Transport`. No redirect is followed: it would get to see the credentials."""
-        headers = {"Accept": accept, "X-Request-Id": request_id}
+        headers = {"Accept": accept, "X-Request-Id": request_id, **more}
         if method == "POST":
             headers["Content-Type"] = "application/json"
         sent = _Sent()
@@ -390,6 +446,18 @@ class AiohttpTransport:
             early = time.monotonic() - sent.at_s < _STALE_WITHIN_S
             raise _broken(error, sent.reused and early) from None
         return _AiohttpReply(response, sent)
+
+    def has_lost(self) -> bool:
+        """See `Transport`."""
+        for kept in self._connector._conns.values():
+            for protocol, _since in kept:
+                if protocol.transport is not None:
+                    end_if_silent(protocol.transport.get_extra_info("socket"), self._give_up_s)
+        lost, self._has_lost = self._has_lost, False
+        return lost
+
+    def _note_lost(self) -> None:
+        self._has_lost = True
 
     async def close(self) -> None:
         """Close all connections."""

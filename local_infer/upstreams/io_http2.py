@@ -20,7 +20,8 @@ from typing import Any
 
 from core.config_infer import Routing, Upstream
 from core.errors import NearpathError
-from local_infer.upstreams.io_attempt import Broken, Reply, base_headers, socket_options
+from local_infer.telemetry.call import NO_HEADERS
+from local_infer.upstreams.io_attempt import Broken, Reply, base_headers, end_if_silent, socket_options
 
 try:
     import h2.errors
@@ -42,6 +43,7 @@ class Http2Transport:
                 "install nearpath with the `infer` extra, or take http2 out",
             )
         self._base = upstream.url.rstrip("/")
+        self._give_up_s = routing.give_up
         self._transport = httpx2.AsyncHTTPTransport(
             verify=tls if tls is not None else ssl.create_default_context(),
             trust_env=False,
@@ -60,10 +62,11 @@ class Http2Transport:
         self._sweeps: set[asyncio.Task[None]] = set()
 
     async def send(
-        self, method: str, path: str, body: bytes, accept: str, request_id: str, connect_s: float, read_s: float
-    ) -> Reply:
+        self, method: str, path: str, body: bytes, accept: str, request_id: str, connect_s: float, read_s: float,
+        more: Mapping[str, str] = NO_HEADERS,
+    ) -> Reply:  # fmt: skip
         """See `Transport`; `read_s` is watched by the caller."""
-        headers = {**self._headers, "Accept": accept, "X-Request-Id": request_id}
+        headers = {**self._headers, "Accept": accept, "X-Request-Id": request_id, **more}
         if method == "POST":
             headers["Content-Type"] = "application/json"
         sent = _Sent()
@@ -85,6 +88,16 @@ class Http2Transport:
             self._sweep_soon()
             raise
         return _Http2Reply(response, sent, self)
+
+    def has_lost(self) -> bool:
+        """See `Transport`. Nobody reads a connection without requests: that there is something to read is its end.
+
+        Or a PING or GOAWAY, which the probe that follows reads; until then it is told again.
+        """
+        idle = [connection for connection in self._connections() if connection.is_idle()]
+        for connection in idle:
+            end_if_silent(connection._network_stream.get_extra_info("socket"), self._give_up_s)
+        return any(connection._network_stream.get_extra_info("is_readable") for connection in idle)
 
     async def close(self) -> None:
         """Close all connections."""

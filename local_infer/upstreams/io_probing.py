@@ -1,13 +1,16 @@
 """Connections to the upstreams, and probes over them: who is idle is kept warm, who is down is asked if it is back.
 
 A probe is `GET probe`. It is sent when an upstream had no request for `probe_every`, and every second while it is not well;
-`warm` of them at once, each on a connection of its own, keep so many connections open.
+`warm` of them at once, each on a connection of its own, keep so many connections open. When such a connection is lost
+(closed, or silent for longer than TCP keepalives allow), or a probe fails, an upstream is under suspicion: then as many
+probes as make it down follow each other closely. So one that goes away is known to be down within seconds, without traffic.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
@@ -24,14 +27,21 @@ from local_infer.upstreams.upstream_metrics import UpstreamMetrics
 
 log = get_logger("upstreams")
 
-_TICK_S = 1.0
-"""How often the state is looked at, and an upstream that is not well is probed."""
+_TICK_S = 0.5
+"""How often the state is looked at."""
+
+_DOWN_S = 1.0
+"""How often an upstream that is not well is probed, and one that loses connections, at most."""
+
+_AGAIN_S = 0.5
+"""Between the probes of one under suspicion: they are not waited for, as each may take all of `connect`."""
 
 _START_S = 1.0
 """How long the start waits for the first probes; who has not answered by then is found out later."""
 
 _MAX_LIST_BYTES = 4 << 20
 _MAX_MODELS = 10_000
+_ID_RE = re.compile(r"(?!local/|cache/)[!-~]{1,128}")
 
 
 class Link:
@@ -76,12 +86,16 @@ class Link:
 
 
 def open_link(name: str, upstream: Upstream, routing: Routing, old: Link | None) -> Link:
-    """A link as configured, with the key read anew; `old` when nothing changed. NearpathError names the file at fault."""
+    """A link as configured, with key and certificates read anew; `old` when nothing changed.
+
+    NearpathError names the file at fault.
+    """
     key = read_key(name, upstream)
-    made_for = (upstream, key, routing.give_up, routing.probe_every)
+    tls = tls_context(name, upstream)
+    trusted = tuple(tls.get_ca_certs(binary_form=True)) if tls is not None and upstream.ca_file else ()
+    made_for = (upstream, key, trusted, routing.give_up, routing.probe_every)
     if old is not None and old.is_for(made_for):
         return old
-    tls = tls_context(name, upstream)
     transport: Transport
     if upstream.http2:
         transport = Http2Transport(name, upstream, routing, key, tls)
@@ -140,22 +154,56 @@ class Probing:
         return list(cards.values())
 
     async def _watch(self, member: Member, routing: Routing, first: asyncio.Event) -> None:
-        due_s = 0.0
+        due_s = probed_s = 0.0
+        lost = False
         while True:
             now = self._clock()
             well = member.state(now) in ("closed", "ejected", "limited") and member.is_up is True
-            if now >= (max(due_s, member.asked_s + routing.probe_every) if well and first.is_set() else due_s):
+            lost = lost or self._has_lost(member)
+            # Requests that come tell by themselves; connections that are lost beside them are too many, and no news.
+            suspect = well and lost and now >= max(probed_s, member.asked_s) + _DOWN_S
+            if suspect or now >= (
+                max(due_s, member.asked_s + routing.probe_every) if well and first.is_set() else due_s
+            ):
+                lost = False
                 try:
-                    await self._probe(member, routing, well)
+                    failed = 0 if suspect else int(not await self._probe(member, routing, well))
+                    while well and member.is_up and (suspect or failed):
+                        if await self._make_sure(member, routing, failed):
+                            break
                 except Exception as error:  # a fault of ours must not end the probing
                     log.error("probe_failed", upstream=member.name, error=type(error).__name__)
-                now = self._clock()
-                every_s = routing.probe_every if member.is_up and member.circuit.open_until_s is None else _TICK_S
+                probed_s = now = self._clock()
+                every_s = routing.probe_every if member.is_up and member.circuit.open_until_s is None else _DOWN_S
                 # Not in step with other gateways.
                 due_s = now + min(every_s, routing.probe_every) * self._rng.uniform(0.9, 1.1)
             first.set()
             self._note_state(member, now)
             await asyncio.sleep(max(0.01, min(_TICK_S, due_s - now if due_s > now else _TICK_S)))
+
+    def _has_lost(self, member: Member) -> bool:
+        link = self._links.get(member.name)
+        return link is not None and link.transport.has_lost()
+
+    async def _make_sure(self, member: Member, routing: Routing, failed: int) -> bool:
+        """Probe one that was well as often as makes it down, or until a probe is answered (True); `failed` have failed."""
+        probes = [
+            asyncio.create_task(self._probe_in(count * _AGAIN_S, member, routing))
+            for count in range(min(failed, routing.steering.fall - 1), routing.steering.fall)
+        ]
+        try:
+            for probe in asyncio.as_completed(probes):
+                if await probe:
+                    return True
+        finally:
+            for task in probes:
+                task.cancel()
+            await asyncio.gather(*probes, return_exceptions=True)
+        return False
+
+    async def _probe_in(self, wait_s: float, member: Member, routing: Routing) -> bool:
+        await asyncio.sleep(wait_s)
+        return await self._probe(member, routing, False)
 
     def _note_state(self, member: Member, now: float) -> None:
         state = member.state(now)
@@ -166,10 +214,11 @@ class Probing:
             if before is not None or state != "closed":
                 log.info("upstream_state", upstream=member.name, state=state, before=before, reason=member.health.loss)
 
-    async def _probe(self, member: Member, routing: Routing, well: bool) -> None:
+    async def _probe(self, member: Member, routing: Routing, well: bool) -> bool:
+        """Whether it answered; on `warm` connections at once while it is well."""
         link = self._links.get(member.name)
         if link is None:
-            return
+            return True
         count = max(1, member.config.warm) if well and not member.config.http2 else 1
         results = await asyncio.gather(*[self._probe_once(member, link, routing) for _ in range(count)])
         good = [result for result in results if not isinstance(result, Failure)]
@@ -178,10 +227,11 @@ class Probing:
             failure = next(result for result in results if isinstance(result, Failure))
             self._ranking.probed(member, None, failure, now)
             self._metrics.probed(member.name, failure.reason)
-            return
+            return False
         rtts = [rtt_s for rtt_s in good if rtt_s is not None]
         self._ranking.probed(member, min(rtts) if rtts else None, None, now)
         self._metrics.probed(member.name, "ok")
+        return True
 
     async def _probe_once(self, member: Member, link: Link, routing: Routing) -> float | Failure | None:
         """RTT in seconds, None when a connection had to be made first, or the failure."""
@@ -231,7 +281,8 @@ def read_list(body: bytes) -> list[ModelCard] | None:
         cards = [
             ModelCard(one["id"], str(one.get("owned_by", "upstream"))[:128])
             for one in data[:_MAX_MODELS]
-            if isinstance(one["id"], str) and 0 < len(one["id"]) <= 128
+            # As a request may name it; and nobody there can list one of ours.
+            if isinstance(one["id"], str) and _ID_RE.fullmatch(one["id"])
         ]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

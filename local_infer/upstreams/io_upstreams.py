@@ -22,7 +22,8 @@ from local_infer.fault import UNAVAILABLE, ApiError, Unreachable
 from local_infer.gateway.headers import visible_headers
 from local_infer.gateway.sse import Overlong, ends_with_done, split_events, write_event
 from local_infer.model import Answer, Ask, Clock, ModelCard, Origin, Step, Stream
-from local_infer.upstreams.attempt import Failure, body_for, fault_of_event, is_finished, lane_of
+from local_infer.telemetry.call import Call, begin_call
+from local_infer.upstreams.attempt import Failure, body_for, fault_of_event, is_finished, lane_of, reason_of
 from local_infer.upstreams.circuit import HEDGE_WINDOW_S, RETRY_FLOOR, RETRY_WINDOW_S, Budget, Ticket, hedge_after_s
 from local_infer.upstreams.io_attempt import AttemptFailed, Begun, Broken, Reply, begin
 from local_infer.upstreams.io_probing import Link, Probing, open_link
@@ -51,6 +52,8 @@ class _Run:
     tried: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     last: Failure | None = None
+    other: bool = False
+    """An upstream gave an error answer that is no 429."""
     why: str = ""
     wait_s: float | None = None
 
@@ -63,6 +66,7 @@ class _Won:
     member: Member
     link: Link
     ticket: Ticket
+    call: Call
 
 
 class IoUpstreams:
@@ -267,15 +271,18 @@ class IoUpstreams:
         ask = run.ask
         begin_s = min(routing.first_byte if ask.stream else routing.whole, max(0.001, run.deadline_s - started_s))
         connect_s = min(routing.connect, max(0.001, run.give_up_s - started_s))
-        body = body_for(ask, member.config.models.get(ask.model, ask.model))
+        model = member.config.models.get(ask.model, ask.model)
+        body = body_for(ask, model)
+        call = begin_call(ask, model, member.name, member.config.url, started_s)
         run.tried.append(member.name)
         link.enter(member)
         outcome, kept = "left", False
         try:
-            begun = await begin(link.transport, ask, body, connect_s, begin_s, link.secret, self._clock)
+            begun = await begin(link.transport, ask, body, connect_s, begin_s, link.secret, self._clock, call.headers)
             outcome, kept = "ok", begun.reply is not None
+            call.status, call.first_s = begun.status, started_s + begun.ttfb_s
         except AttemptFailed as failed:
-            outcome = failed.failure.reason
+            outcome, call.status = failed.failure.reason, failed.failure.status or 0
             self._note_failure(member, failed.failure, ticket, run)
             raise
         finally:
@@ -284,16 +291,18 @@ class IoUpstreams:
                 self._ranking.left(member, run.lane, ticket, now - started_s, now)
             if not kept:
                 link.leave(member)
+                call.end(outcome, now)
             self._metrics.attempted(member.name, outcome)
         whole = begun.reply is None
         self._ranking.began(member, run.lane, begun.ttfb_s, ticket, now, whole=whole, sample=begun.sample)
         self._metrics.began(member.name, run.lane[1], begun.ttfb_s)
-        return _Won(begun, member, link, ticket)
+        return _Won(begun, member, link, ticket, call)
 
     def _note_failure(self, member: Member, failure: Failure, ticket: Ticket, run: _Run) -> None:
         self._ranking.failed(member, failure, ticket, self._clock())
         run.reasons[member.name] = failure.reason
         run.last = failure
+        run.other = run.other or failure.status not in (None, 429)
         if failure.reason == "credentials":
             log.error(
                 "upstream_refuses_our_key",
@@ -309,10 +318,15 @@ class IoUpstreams:
         last = run.last
         reason = last.reason if last is not None else run.why or "timeout"
         wait_s = run.wait_s if run.wait_s is not None else last.retry_after_s if last is not None else None
+        limit = None if run.other else self._ranking.rate_limit(run.ask.model, run.reasons, self._clock())
+        if limit is not None:
+            reason, wait_s = reason_of(429), limit.wait_s
         return Unreachable(
             reason,
             run.reasons,
             retry_after_s=wait_s,
+            limited=limit is not None,
+            in_ms=limit is not None and limit.in_ms,
             answer_status=last.status if last is not None and last.body else None,
             answer_body=last.body if last is not None else b"",
         )
@@ -343,14 +357,17 @@ class IoUpstreams:
                 reason = reason or held.begun.reason
                 # The usage may come after the last word.
                 if not reason and (ends_with_done(last) or is_finished(before + last)):
+                    held.call.end("ok", self._clock())
                     return
                 if not reason and _before_error(last)[1]:
                     # It has told the client itself what went wrong.
                     noted = True
+                    held.call.end("error in stream", self._clock())
                     self._ranking.cut(member, "error in stream", held.ticket, self._clock())
                     self._metrics.cut(member.name, "error")
                     return
                 reason = reason or "cut"
+                held.call.end(reason, self._clock())
                 self._ranking.cut(member, reason, held.ticket, self._clock())
                 log.warning("stream_cut", upstream=member.name, reason=reason, request=ask.id)
                 tried.append(member.name)
@@ -417,6 +434,7 @@ class IoUpstreams:
         """The stream is over, or nobody wants it: close it, unless its end is just on the way."""
         reply = won.begun.reply
         assert reply is not None
+        won.call.end("ok" if won.begun.ended else "left", self._clock())
         if reply.at_end or not won.begun.ended:
             await reply.close()
             won.link.leave(won.member)
@@ -457,4 +475,5 @@ async def _stop(racers: Sequence[asyncio.Future[_Won]]) -> None:
     for outcome in await asyncio.gather(*racers, return_exceptions=True):
         if isinstance(outcome, _Won) and outcome.begun.reply is not None:
             await outcome.begun.reply.close()
+            outcome.call.end("left", outcome.call.started_s + outcome.begun.ttfb_s)
             outcome.link.leave(outcome.member)

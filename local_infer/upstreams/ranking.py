@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import statistics
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from core.config_infer import InferConfig, Routing, Upstream
 from core.messages import MAX_RTT_S, PathSample
-from local_infer.upstreams.attempt import Failure, pause_s
+from local_infer.upstreams.attempt import Failure, pause_s, reason_of
 from local_infer.upstreams.circuit import Circuit, CircuitState, Quantile, Ticket, find_outliers
 from policy.decide import Decision, Memory, decide
 from policy.estimate import PathEstimator, PathState
@@ -58,6 +58,7 @@ class Member:
         "health",
         "in_flight",
         "lanes",
+        "limited_by",
         "limited_until_s",
         "limits",
         "name",
@@ -79,6 +80,7 @@ class Member:
         self.lanes: OrderedDict[Lane, Times] = OrderedDict()
         self.circuit = Circuit(routing.breaker)
         self.limited_until_s = 0.0
+        self.limited_by = Failure("")
         self.limits = 0
         self.in_flight = 0
         self.asked_s = 0.0
@@ -125,6 +127,14 @@ class Choice:
     ticket: Ticket | None = None
     why: str = ""
     wait_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """No upstream takes a request for so long; `in_ms`: the one that does first told it to the millisecond."""
+
+    wait_s: float
+    in_ms: bool
 
 
 @dataclass(slots=True)
@@ -189,7 +199,9 @@ class Ranking:
             member.circuit.abandoned(ticket)
             member.limits += 1
             pause = pause_s(member.limits) if failure.retry_after_s is None else failure.retry_after_s
-            member.limited_until_s = max(member.limited_until_s, now + pause)
+            if now + pause >= member.limited_until_s:
+                member.limited_until_s = now + pause
+                member.limited_by = replace(failure, body=b"")  # which may be long
         elif failure.of_path:
             self._lost(member, failure, ticket, now)
         else:
@@ -211,7 +223,8 @@ class Ranking:
         was = member.health.state
         if failure is not None:
             if failure.of_path:
-                self._lost(member, failure, self._ticket(member, now), now)
+                # Each counts, however close: those of a suspect are few, and fail together when the way is gone.
+                self._lost(member, failure, self._ticket(member, now), now, always=True)
         else:
             # Good probes heal the estimate of health; into the breaker's count they do not go: `/models` may well work
             # while every real request fails.
@@ -303,6 +316,24 @@ class Ranking:
             else:
                 return ""
         return reason
+
+    def rate_limit(self, model: str, reasons: Mapping[str, str], now: float) -> RateLimit | None:
+        """How long to wait when every upstream that could be asked for `model` said 429; None: one said something else.
+
+        `reasons` is what went wrong with those that were asked just now; who could not be reached could not be asked.
+        """
+        limits = []
+        for member in self.members.values():
+            if not member.serves(model):
+                continue
+            why = reasons.get(member.name)
+            if why is None and member.circuit.would_admit(now) and member.is_up is not False:
+                if now >= member.limited_until_s or member.limited_by.status != 429:
+                    return None
+                why = member.limited_by.reason
+            if why == reason_of(429):
+                limits.append((max(0.0, member.limited_until_s - now), not member.limited_by.in_ms))
+        return RateLimit(min(limits)[0], not min(limits)[1]) if limits else None
 
     def _worth_asking(self, decision: Decision, now: float) -> Iterator[str]:
         """Those that the decision left in, then those only left out for being slow."""

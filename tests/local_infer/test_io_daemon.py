@@ -16,8 +16,10 @@ import yaml
 from core.errors import ConfigError, NearpathError
 from local_infer.gateway.sse import DONE, data_of, split_events
 from local_infer.io_daemon import Daemon
+from local_infer.retrieval.drill import read_wishes
 from local_infer.retrieval.faq import FaqEntry
 from local_infer.retrieval.io_build import build_index
+from local_infer.retrieval.io_drill import drill
 from local_infer.retrieval.io_recent import read_recent
 from tests.local_infer.gateway import KEY, running_gateway, url_of, write_config
 from tests.local_infer.mock_upstream import TEXT, MockUpstream, Reply
@@ -233,11 +235,11 @@ async def test_whole_ladder(tmp_path: Path) -> None:
     entry = FaqEntry("renew", ("如何关闭自动续费",), "设置里关掉即可。", "", b"")
     build_index([entry], tmp_path / "faq", embedder=None, now=0.0)
     build_model(tmp_path / "model", "离线回答")
-    config = {
+    config: dict[str, Any] = {
         "retrieval": {"index": "faq"},
         "generation": {"model": "model", "name": "tiny"},
         "models": {"memory_floor": "0B"},
-        "ladder": {"prefix": {"generation": "[offline] "}, "shadow": "0%"},
+        "ladder": {"prefix": {"generation": "[offline] "}, "shadow": "0%", "record": 20},
     }
     async with playing(tmp_path, **config) as (client, upstream):
         _status, text = await client.get(f"{url_of(client.daemon)}/models")
@@ -271,3 +273,33 @@ async def test_whole_ladder(tmp_path: Path) -> None:
         assert events.endswith(DONE)
         status, _headers, _body = await client.ask(opposite, X_Ladder_Refuse="generation")
         assert status == 503
+
+        # A drill beside the gateway tells of each request what it gets now.
+        async with asyncio.timeout(10):
+            while True:
+                recorded = list(read_recent(tmp_path / "state"))
+                if len(recorded) == 5:
+                    break
+                await asyncio.sleep(0.02)
+        assert recorded[-1].headers == '{"X-Ladder-Refuse": "generation"}'
+        outcomes, _ = await drill(client.daemon.config)
+        assert [one.step for one in outcomes[:1]] == ["would_generate"]  # local/tiny by its name
+        for one, found in zip(recorded[1:], outcomes[1:], strict=True):
+            _status, headers, _body = await client.ask(json.loads(one.body), **read_wishes(one.headers))
+            assert headers["X-Degraded"].split(";")[0] == found.step.replace("would_generate", "generation")
+
+        # A reload takes the visible text, and says what it could not take.
+        assert client.daemon.restart_needed == []
+        changed = {
+            "ladder": {"prefix": {"generation": "[anew] "}, "record": 30},
+            "generation": {**config["generation"], "max_tokens": 7},
+        }
+        write_config(tmp_path, {"east": upstream}, **{"routing": QUICK, **config, **changed})
+        await client.daemon.reload()
+        _status, _headers, body = await client.ask({**opposite, "seed": 1})
+        assert json.loads(body)["choices"][0]["message"]["content"].startswith("[anew] ")
+        assert client.daemon.restart_needed == ["generation.max_tokens", "ladder.record"]
+        assert "restart needed for generation.max_tokens, ladder.record" in client.daemon.status()
+        write_config(tmp_path, {"east": upstream}, **{"routing": QUICK, **config})
+        await client.daemon.reload()
+        assert client.daemon.restart_needed == []

@@ -252,3 +252,12 @@ def test_telemetry_is_off_before_any_runtime_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", SEEN], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[:2] == ["[]", "onnxruntime_genai 1"]
     assert {line.split()[1] for line in done.stdout.splitlines()[1:]} == {"1"}
+
+
+def test_a_schema_that_takes_for_ever_takes_the_process_and_not_the_host(tmp_path: Path) -> None:
+    patterns = [{"type": "string", "pattern": f".*a{i}.*"} for i in range(20)]
+    child = Child(build_model(tmp_path, ANSWER))
+    assert child.text(REQUEST)[0] == ANSWER
+    child.send(replace(REQUEST, schema=json.dumps({"allOf": patterns}), time_s=0.2))
+    assert child.process.wait(30) == -signal.SIGALRM
+    child.end()

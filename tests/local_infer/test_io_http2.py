@@ -246,3 +246,14 @@ async def test_nobody_listens() -> None:
         with pytest.raises(Unreachable) as caught:
             await asked(upstreams, "good")
         assert caught.value.reason == "connect"
+
+
+async def test_an_idle_upstream_that_goes_away_is_down_without_a_request() -> None:
+    async with H2Server() as server, running(server.url) as upstreams:
+        assert upstreams.down_reason("good") == ""
+        await server.__aexit__()
+        async with asyncio.timeout(20):
+            while True:
+                if upstreams.down_reason("good") == "down":
+                    break
+                await asyncio.sleep(0.02)

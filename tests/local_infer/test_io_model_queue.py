@@ -28,7 +28,7 @@ SOON_S = 20.0
 
 @dataclass
 class Part:
-    """Doubles numbers; `gate` holds a run back, `batches` says what ran together."""
+    """Doubles numbers; `gate` holds a run back, `batches` says what ran together; `leaving` is called at its unloading."""
 
     name: str = "part"
     loaded: bool = False
@@ -37,6 +37,7 @@ class Part:
     calls: list[str] = field(default_factory=list)
     broken: str = ""
     threads: set[str] = field(default_factory=set)
+    leaving: Callable[[], object] = bool
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -49,6 +50,7 @@ class Part:
 
     def unload(self) -> None:
         self.calls.append("unload")
+        self.leaving()
         self.loaded = False
 
     def run(self, items: Sequence[int]) -> Sequence[int]:
@@ -62,9 +64,13 @@ class Part:
 
 
 class Memory:
-    """What is available; models that are unloaded give theirs back when `returns` says so."""
+    """What is available."""
 
     def __init__(self) -> None:
+        self.bytes = MUCH
+
+    def give_back(self) -> None:
+        """There is enough again."""
         self.bytes = MUCH
 
     def __call__(self) -> int:
@@ -196,13 +202,29 @@ async def test_memory_short_unloads_the_longest_unused_and_later_loads_again() -
     async with world(memory_floor="256MiB") as w:
         await w.run(old, 1)
         await w.run(new, 1)
+        # Given back by the unloading itself: the next look, 20 ms later, would make `new` go too.
+        old.leaving = w.memory.give_back
         w.memory.bytes = FLOOR - 1
-        await until(lambda: "unload" in old.calls)
+        await until(lambda: not old.loaded)
         assert "unload" not in new.calls
-        w.memory.bytes = MUCH
         assert await w.run(old, 2) == 4
         assert old.calls == ["load", "unload", "load"]
         assert w.count("model_unloads_total", part="old", why="memory") == 1
+
+
+async def test_who_asks_for_a_part_while_it_is_unloaded_gets_it_loaded_again() -> None:
+    part, slow = Part(), threading.Event()
+    async with world(memory_floor="256MiB") as w:
+        await w.queue.load(part)
+        part.leaving = lambda: (slow.wait(SOON_S), w.memory.give_back())
+        w.memory.bytes = FLOOR - 1
+        await until(lambda: "unload" in part.calls)
+        asked = asyncio.create_task(w.run(part, 2))
+        await asyncio.sleep(0.01)
+        assert not asked.done()
+        slow.set()
+        assert await asked == 4
+        assert part.calls == ["load", "unload", "load"]
 
 
 async def test_a_part_in_use_is_not_unloaded() -> None:

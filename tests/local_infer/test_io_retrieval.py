@@ -6,15 +6,18 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core.errors import NearpathError
 from local_infer.gateway.forms import to_events, to_whole
 from local_infer.model import Answer, Origin, Priority, Step
 from local_infer.retrieval import io_verified
-from local_infer.retrieval.io_retrieval import Retrieval
+from local_infer.retrieval.io_retrieval import Retrieval, Sight
+from local_infer.retrieval.verdict import Look
 from tests.local_infer.shelves import NOW, answer_to, ask_for, body_of, make_config, make_step, reply, tell
 from tests.local_infer.tiny_embedder import make_embedder
 
@@ -183,6 +186,54 @@ async def test_metrics(tmp_path: Path) -> None:
     assert [card.id for card in step.cards()] == ["local/faq", "local/verified"]
     assert [part.name for part in step.parts()] == ["faq-index", "verified-index"]
     step.close()
+
+
+@pytest.mark.parametrize("graph_from", [2_000, 4])
+async def test_what_is_kept_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph_from: int) -> None:
+    step, _, _ = make_step(make_config(tmp_path, FAQ, proofs=0))
+    for number in range(20):
+        await tell(
+            step, f"Where is the house with number {number} in the old town?", f"Number {number} is in the north."
+        )
+    index = step._kept
+    monkeypatch.setattr(io_verified, "GRAPH_FROM", graph_from)
+    index.load()
+    asked, said = "How do I reach the harbour?", "Take the blue tram."
+    assert (await answer_to(step, asked)).startswith("--")
+    await tell(step, asked, said)
+    assert not index.is_outgrown()  # the index does not know it yet
+    assert await answer_to(step, "how can I reach the harbour") == said
+    assert (await answer_to(step, asked, "bank")).startswith("--")
+    before = await similarity_of(step, "how can I reach the harbour now")
+    index.load()
+    # On the same scale; its words are a little less rare now.
+    assert await similarity_of(step, "how can I reach the harbour now") == pytest.approx(before, abs=0.1)
+    assert await answer_to(step, asked) == said
+    # One that is replaced is gone at once, too.
+    await tell(step, asked, "Bananas are yellow because of carotene inside.")
+    assert await answer_to(step, asked) != said
+    step.close()
+
+
+def test_what_is_kept_is_found_at_once_by_vectors_too(tmp_path: Path) -> None:
+    store = io_verified.VerifiedStore(tmp_path / "kept.sqlite", "an embedder")
+    index = io_verified.VerifiedIndex(store, tmp_path, ["cpu"], 1)
+    one, other = np.eye(2, dtype=np.float32)
+    kept = io_verified.Kept(0, "shop", b"", "en", "one", "1", NOW, one)
+    store.keep(kept, 10)
+    index.load()
+    store.keep(replace(kept, question="other", answer="2", vector=other), 10)
+    store.keep(replace(kept, tenant="bank", answer="3", vector=other), 10)
+    (found,) = index.run([Look(other, "shop", b"", "en")])
+    assert [(f.answer, f.similarity) for f in found] == [("2", 1.0), ("1", 0.0)]
+    store.close()
+
+
+async def similarity_of(step: Retrieval, text: str) -> float:
+    _, question = ask_for(body_of(text))
+    seen = await step._see(question, Priority.INTERACTIVE, NOW + 60)
+    assert isinstance(seen, Sight)
+    return max(found.similarity for found in seen.found if found.source == "verified")
 
 
 async def test_embedder_finds_other_words_once_proved(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ async def test_from_a_neighbour_come_its_hottest_requests_of_that_key(tmp_path: 
 async def test_a_neighbour_that_misbehaves_is_left(
     tmp_path: Path, answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(io_warmup, "_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(io_warmup, "MAX_SENT_BYTES", 1 << 20)
     key_file = tmp_path / "key"
     key_file.write_text(KEY)
     elsewhere: list[str] = []

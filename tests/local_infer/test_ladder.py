@@ -330,6 +330,22 @@ async def test_nothing_answers() -> None:
     assert caught.value.retry_after_s == 42.0
 
 
+async def test_nothing_answers_because_of_rate_limits() -> None:
+    world = World()
+    world.cut("rate limited", retry_after_s=0.25, limited=True, in_ms=True)
+    assert (await world.ladder.answer(make_ask())).origin.step is Step.RETRIEVAL  # lower steps first
+    ask = make_ask(refused=frozenset({Step.RETRIEVAL, Step.GENERATION}))
+    with pytest.raises(ApiError) as caught:
+        await world.ladder.answer(ask)
+    error = caught.value
+    assert (error.status, error.kind, error.code) == (429, "rate_limit_error", "rate_limit_exceeded")
+    assert error.retry_after_s == 1.0
+    assert error.headers == {"X-Degraded": "none; rate limited; 0", "retry-after-ms": "250"}
+    with pytest.raises(ApiError) as caught:
+        await world.ladder.answer(replace(ask, refused=frozenset(Step)))
+    assert caught.value.status == 503  # nobody was asked
+
+
 # -- what clients and operators refuse
 
 

@@ -1,4 +1,4 @@
-"""The API's own JavaScript client works unchanged. It needs node, and the client in run/node (see `_MISSING`)."""
+"""The API's own JavaScript client works unchanged. It needs node, and the client in run/node."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from tests.tracked import ROOT
 
 _HERE = Path(__file__).parent / "openai_node"
 _PREFIX = ROOT / "run" / "node"
-_VERSION = json.loads((_HERE / "package.json").read_text())["dependencies"]["openai"]
-_MISSING = f"the JavaScript client is not installed: npm install --prefix run/node openai@{_VERSION}"
+_MISSING = "the JavaScript client is not installed: scripts/set-up node"
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,44 @@ async def test_nobody_answers(tmp_path: Path) -> None:
         assert int(error.value.response.headers["Retry-After"]) >= 1
         assert "127.0.0.1" not in str(error.value)
         await upstream.up()
+
+
+async def test_rate_limits_of_all_upstreams_reach_the_client(tmp_path: Path) -> None:
+    in_ms = {"retry-after-ms": "20500", "Retry-After": "21"}
+    async with playing(tmp_path, count=2) as (client, [one, other]):
+        one.always, other.always = Reply.error(429, retry_after="40"), Reply.error(429)
+        other.always = replace(other.always, headers=in_ms)
+        # Asked for the first time, and known to be full: the same.
+        for _ in range(2):
+            with pytest.raises(openai.RateLimitError) as limited:
+                await client.chat.completions.create(model="gpt-test", messages=MESSAGES)
+            headers = limited.value.response.headers
+            assert headers["X-Degraded"] == "none; rate limited; 0"
+            assert 20 <= int(headers["Retry-After"]) <= 21
+            assert 15_000 < int(headers["retry-after-ms"]) <= 20_500
+            assert (limited.value.code, limited.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+            assert "it went wrong" not in str(limited.value)  # an upstream's words name its account
+        assert [len(one.asked), len(other.asked)] == [1, 1]
+
+
+async def test_a_rate_limit_of_one_upstream_only_is_no_429(tmp_path: Path) -> None:
+    async with playing(tmp_path, count=2) as (client, [one, other]):
+        one.always, other.always = Reply.error(429, retry_after="40"), Reply.error(500)
+        with pytest.raises(openai.InternalServerError) as error:
+            await client.chat.completions.create(model="gpt-test", messages=MESSAGES)
+        assert error.value.status_code == 503
+        await other.down()
+        with pytest.raises(openai.RateLimitError):  # the other one could not be asked
+            await client.chat.completions.create(model="gpt-test", messages=MESSAGES)
+
+
+async def test_the_client_waits_as_long_as_the_upstream_said(tmp_path: Path) -> None:
+    async with playing(tmp_path, routing={"give_up": "2s", "longest_retry_after": "0s"}) as (client, [upstream]):
+        upstream.next(replace(Reply.error(429), headers={"retry-after-ms": "200"}))
+        answer = await client.with_options(max_retries=1).chat.completions.create(model="gpt-test", messages=MESSAGES)
+        assert answer.choices[0].message.content == TEXT
+        first, second = upstream.asked
+        assert second.at_s - first.at_s >= 0.2
 
 
 BAD_STARTS = {

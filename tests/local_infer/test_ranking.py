@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.config_infer import InferConfig
 from local_infer.upstreams.attempt import Failure
-from local_infer.upstreams.ranking import MAX_LANES, Choice, Member, Ranking
+from local_infer.upstreams.ranking import MAX_LANES, Choice, Member, Ranking, RateLimit
 
 LANE = ("m", "stream")
 T0 = 1000.0
@@ -169,6 +169,36 @@ def test_when_all_are_limited_it_says_for_how_long() -> None:
     assert choice.wait_s is not None
     assert 19.9 < choice.wait_s <= 20.0
     assert script.ranking.down_reason("m", script.now) == "rate limited"
+
+
+def test_failed_probes_count_however_close_they_are() -> None:
+    script = Script({"a": {}})
+    script.probe("a")
+    for _ in range(3):
+        script.ranking.probed(script.member("a"), None, Failure("connect"), script.now)
+    assert script.ranking.down_reason("m", script.now) == "down"
+
+
+def test_the_first_of_all_rate_limits_only_when_nobody_said_anything_else() -> None:
+    script = Script({"a": {}, "b": {}, "c": {"models": {"other": "other"}}})
+
+    def limit(**reasons: str) -> RateLimit | None:
+        return script.ranking.rate_limit("m", reasons, T0 + 1)
+
+    script.now = T0
+    script.bad("a", "rate limited", status=429, retry_after_s=30.9, full=True)
+    assert limit() is None  # b has room
+    assert limit(b="connect") == RateLimit(30.0, False)  # b could not be asked
+    script.bad("b", "rate limited", status=429, retry_after_s=20.8, in_ms=True, full=True)
+    assert limit() == RateLimit(20.0, True)
+    script.bad("b", "status 503", status=503, retry_after_s=60.0, full=True)
+    assert limit() is None  # what b says is no rate limit
+    script.probe("b", failure=Failure("connect"), times=3)
+    assert limit() == RateLimit(30.0, False)
+    assert script.ranking.rate_limit("other", {}, T0 + 1) is None
+    # A wait of no time at all is over, and the last word is still 429.
+    script.member("a").limited_until_s = T0
+    assert limit(a="rate limited") == RateLimit(0.0, False)
 
 
 def test_limits_without_a_word_get_longer() -> None:

@@ -1,0 +1,1 @@
+"""OpenTelemetry: traces and metrics of requests by OTLP, in a process of its own."""
