@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import stat
@@ -226,6 +227,13 @@ class Story:
             wrong += [f"{node.name}: {line}" for line in differences(self.origin.tree, node.tree) if not refused(line)]
         return wrong
 
+    def whereabouts(self, node: Node, path: str) -> str:
+        """What lies at a path, at the origin and at a node, published and staged."""
+        places = {"origin": self.origin.tree, "tree": node.tree, "stage": node.home / ".tree.syncd" / "stage"}
+        found = {name: os.popen(f"stat -c '%F %a %s %Y %i %h' {shlex.quote(str(at / path))} 2>&1").read().strip()
+                 for name, at in places.items()}  # fmt: skip
+        return f"{path!r}: {found}"
+
     def report(self) -> dict[str, int]:
         """What was done, in numbers."""
         cuts = sum(cutter.cuts for cutter in self.cutters)
@@ -265,7 +273,10 @@ def run(home: Path, seconds: float, seed: int, with_disk: bool, round_s: float =
         if wrong:
             print("\n".join(wrong[:40]))
             for node in story.nodes:
-                print(f"--- {node.name}: {json.dumps(node.status())}\n{node.log[-2500:]}")
+                status = node.status()
+                print(f"--- {node.name}: {json.dumps(status)}\n{node.log[-6000:]}")
+                for trouble in status.get("troubles", []) if node in story.copies else []:
+                    print(f"trouble: {story.whereabouts(node, trouble['path'])}")
     result = {"seed": seed, "rounds": rounds, **story.report(), "disk": with_disk, "wrong": len(wrong)}
     print(json.dumps({**result, "equal": not wrong}), flush=True)
     return 1 if wrong else 0
@@ -282,11 +293,14 @@ def main() -> int:
     asked = parser.parse_args()
     why = why_no_disk()
     if asked.home is None:
-        with tempfile.TemporaryDirectory(prefix="nearpath-churn-", ignore_cleanup_errors=True) as home:
-            try:
-                return run_in(Path(home), asked.minutes * 60, asked.seed).returncode
-            finally:
-                writable_again(Path(home))
+        home = Path(tempfile.mkdtemp(prefix="nearpath-churn-"))
+        status = run_in(home, asked.minutes * 60, asked.seed).returncode
+        if status:
+            print(f"kept, to be looked at: {home}")
+        else:
+            writable_again(home)
+            shutil.rmtree(home, ignore_errors=True)
+        return status
     if why:
         print(f"no full disk in this run: {why}")
     return run(asked.home, asked.minutes * 60, asked.seed, not why)
