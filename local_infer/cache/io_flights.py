@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -205,15 +206,20 @@ class _Flight:
     def _fail(self, error: BaseException) -> None:
         self._end()
         if not self.begun.done():
-            self.begun.set_exception(error)
+            # Its traceback holds the frame that runs this flight: a ring that only the cycle collector would free, late.
+            self.begun.set_exception(error.with_traceback(None))
             self.begun.exception()  # seen, also when everybody has left
 
     def _end(self) -> None:
         self.ended = True
         self._flights.close_door(self)
 
-    def gone(self, _task: asyncio.Task[None]) -> None:
+    def gone(self, task: asyncio.Task[None]) -> None:
         """The task has ended, however: a cancelled one may never have run."""
+        # A cancelled task gives its exception up when it is asked for it, and with it the frames in the traceback, this
+        # flight and its request: else only the cycle collector would free them, late.
+        with suppress(asyncio.CancelledError):
+            task.exception()
         if self._drain is not None:
             self._drain.cancel()
         self._fail(Unreachable("stopping", {}))

@@ -165,7 +165,8 @@ class Ladder:
         try:
             answer = await self._cache.fetch(ask, self.fetch)
         except Unreachable as error:
-            run.reason, run.unreachable = error.reason, error
+            # Its traceback holds this frame, and so this request: a ring that only the cycle collector would free, late.
+            run.reason, run.unreachable = error.reason, error.with_traceback(None)
             self._passed(Step.UPSTREAM, error.reason)
             return None
         return await self._shadow(run.ask, answer)

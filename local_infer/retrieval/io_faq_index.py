@@ -12,10 +12,11 @@ from typing import Any
 
 from core.errors import NearpathError
 from local_infer.generation.io_onnx import open_session
-from local_infer.retrieval import antonyms, ngrams
+from local_infer.retrieval import ngrams
+from local_infer.retrieval.lexicon import LISTS
 from local_infer.retrieval.verdict import Found, Look
 
-FORM = 1
+FORM = 2
 """Of the folder; raised when grams, hash, weights or word lists change, so that an old index is refused, not misread."""
 
 GRAPH_FILE, ENTRIES_FILE, ABOUT_FILE = "graph.onnx", "entries.sqlite", "index.json"
@@ -25,15 +26,7 @@ _REBUILD = "build it again: local-infer build"
 def words_digest() -> str:
     """Of everything that decides what a question's grams are, besides the code (`FORM`)."""
     numbers = (ngrams.BUCKETS, ngrams.ROW_GRAMS, ngrams.FIRST, ngrams.SECOND, ngrams.SPREAD, *ngrams.OFFSETS)
-    lists = (
-        antonyms.POLAR,
-        antonyms.PLAIN,
-        antonyms.QUESTIONS,
-        antonyms.NEGATIONS,
-        antonyms.FILLERS,
-        antonyms.DIRECTIONS,
-    )
-    return hashlib.sha256(json.dumps([numbers, lists, antonyms.NOT_NEGATIONS]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([numbers, LISTS]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import NearpathError
+from local_infer.io_read_only import connect_read_only
 
 FILE = "recent.sqlite"
 _WAITING = 256
@@ -22,13 +23,16 @@ _LARGEST_BYTES = 1 << 20
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS recent (
   id INTEGER PRIMARY KEY, at_s REAL NOT NULL, client TEXT NOT NULL, tenant TEXT NOT NULL, endpoint TEXT NOT NULL,
-  body BLOB NOT NULL, answer BLOB)
+  body BLOB NOT NULL, answer BLOB, headers TEXT NOT NULL DEFAULT '')
 """
 
 
 @dataclass(frozen=True, slots=True)
 class RecentRequest:
-    """A request as it came; `answer` is the upstream's whole body (JSON or events), None when there was none."""
+    """A request as it came; `answer` is the upstream's whole body (JSON or events), None when there was none.
+
+    `headers` are those by which the client refused steps or asked something of the cache, as a JSON object; empty: none.
+    """
 
     at_s: float
     client: str
@@ -36,6 +40,7 @@ class RecentRequest:
     endpoint: str
     body: bytes
     answer: bytes | None
+    headers: str = ""
 
 
 class Recent:
@@ -72,6 +77,8 @@ class Recent:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=OFF")
             db.execute(_SCHEMA)
+            if "headers" not in [row[1] for row in db.execute("PRAGMA table_info(recent)")]:  # of an older version
+                db.execute("ALTER TABLE recent ADD COLUMN headers TEXT NOT NULL DEFAULT ''")
         except (sqlite3.Error, OSError) as error:
             raise NearpathError(
                 f"{self._file} cannot be used ({error})", "move it away, or set ladder.record to 0"
@@ -82,10 +89,11 @@ class Recent:
         with closing(self._open()) as db:
             written = 0
             while (one := self._queue.get()) is not None:
-                values = (one.at_s, one.client, one.tenant, one.endpoint, one.body, one.answer)
+                values = (one.at_s, one.client, one.tenant, one.endpoint, one.body, one.answer, one.headers)
                 try:
                     db.execute(
-                        "INSERT INTO recent (at_s, client, tenant, endpoint, body, answer) VALUES (?, ?, ?, ?, ?, ?)",
+                        "INSERT INTO recent (at_s, client, tenant, endpoint, body, answer, headers) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?)",
                         values,
                     )
                     if written % _TRIM_EVERY == 0:
@@ -105,8 +113,10 @@ def read_recent(state_dir: Path) -> Iterator[RecentRequest]:
     if not file.exists():
         raise NearpathError(f"there is no {file}", "set ladder.record, let traffic pass, and try again")
     try:
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            for row in db.execute("SELECT at_s, client, tenant, endpoint, body, answer FROM recent ORDER BY id"):
+        with closing(connect_read_only(file)) as db:
+            has_headers = "headers" in [row[1] for row in db.execute("PRAGMA table_info(recent)")]
+            names = f"at_s, client, tenant, endpoint, body, answer{', headers' if has_headers else ''}"
+            for row in db.execute(f"SELECT {names} FROM recent ORDER BY id"):
                 yield RecentRequest(*row)
     except sqlite3.Error as error:
         raise NearpathError(f"{file} cannot be read ({error})", "move it away to start anew") from None

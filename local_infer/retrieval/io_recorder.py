@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 
 from local_infer.model import Answer, Ask, Step, Stream
+from local_infer.retrieval.drill import wish_headers
 from local_infer.retrieval.io_recent import RecentRequest
 
 MOST_BYTES = 1 << 20
@@ -18,7 +19,8 @@ def recording(
     """The same answers; each request is recorded when its answer is through, upstreams' answers with it."""
 
     def keep(ask: Ask, body: bytes | None) -> None:
-        record(RecentRequest(ask.arrived_s, ask.client.name, ask.client.tenant, ask.endpoint.value, ask.body, body))
+        client, headers = ask.client, wish_headers(ask)
+        record(RecentRequest(ask.arrived_s, client.name, client.tenant, ask.endpoint.value, ask.body, body, headers))
 
     async def answered(ask: Ask) -> Answer:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from core.errors import NearpathError
 from local_infer.generation.io_onnx import open_session
-from local_infer.retrieval.ngrams import GramIndex, index_questions, score_rows
+from local_infer.retrieval.ngrams import (
+    BUCKETS,
+    ROW_GRAMS,
+    Floats,
+    GramIndex,
+    Ints,
+    index_questions,
+    score_rows,
+    weigh,
+)
 from local_infer.retrieval.proof import Agreement, Proof
 from local_infer.retrieval.verdict import Found, Look
 from local_infer.retrieval.wording import read_wording
@@ -38,6 +47,9 @@ LONGEST_ANSWER = 16_384
 
 GRAPH_FROM = 2_000
 """From so many kept questions on they are looked up by a graph; below, and for those since, numpy is fast enough (1 ms)."""
+
+MOST_ADDED = 1_000
+"""So many kept since are looked at one by one, which takes 1.5 ms (CPU); then the index is made anew."""
 
 _TOP = 32
 """More than of a FAQ: some of the nearest may be other tenants', which are dropped."""
@@ -85,6 +97,7 @@ class VerifiedStore:
             raise NearpathError(f"{file} cannot be used ({error})", "move it away to start anew") from None
         file.chmod(0o640)
         self.changes = 0
+        self._added: tuple[tuple[int, Kept], ...] = ()
         self._by_question = {(k.tenant, k.context, k.question): k.id for k in self.kept.values()}
 
     def _read(self) -> list[Kept]:
@@ -121,6 +134,7 @@ class VerifiedStore:
             kept = replace(new, id=int(cursor.fetchone()[0]))
             self.kept[kept.id] = kept
             self._by_question[kept.tenant, kept.context, kept.question] = kept.id
+            self._added = (*self._added, (self.changes, kept))
             dropped = [old] if old is not None else []
             while len(self.kept) > most:
                 dropped.append(self._least_proved())
@@ -131,6 +145,15 @@ class VerifiedStore:
         """What is kept now, oldest first, and the count of changes up to it."""
         with self._lock:
             return list(self.kept.values()), self.changes
+
+    def added_since(self, changes: int) -> list[Kept]:
+        """What was kept after so many changes, as far back as `forget_added` left it; waits for nobody."""
+        return [kept for number, kept in self._added if number > changes]
+
+    def forget_added(self, changes: int) -> None:
+        """Nobody will ask for what was kept up to so many changes."""
+        with self._lock:
+            self._added = tuple(one for one in self._added if one[0] > changes)
 
     def learn(self, entry: str, similarity: float, agreement: Agreement) -> None:
         """One more shadow answer of an entry."""
@@ -175,17 +198,29 @@ class _Transaction:
         self._db.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
+_Row = tuple[Ints, Floats]
+"""The buckets of a stored question and their weights, as in an index."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """An index of `rows`, made after so many `changes`; `grams`: rows of what was kept since, made when first looked at."""
+
+    rows: list[Kept]
+    index: GramIndex | None
+    session: Any
+    changes: int
+    grams: dict[str, _Row] = field(default_factory=dict)
+
+
 class VerifiedIndex:
-    """Looks questions up among the kept ones, as they were at the last `load`."""
+    """Looks questions up among the kept ones: those of the last `load` in an index, those since one by one."""
 
     def __init__(self, store: VerifiedStore, folder: Path, providers: Sequence[str], threads: int) -> None:
         self._store, self._file = store, folder / "verified.onnx"
         self._providers, self._threads = tuple(providers), threads
-        self._rows: list[Kept] | None = None
-        self._index: GramIndex | None = None
-        self._session: Any = None
-        self._changes = 0
-        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+        self._loading = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -195,66 +230,106 @@ class VerifiedIndex:
     @property
     def loaded(self) -> bool:
         """Whether it holds memory."""
-        return self._rows is not None
+        return self._loaded is not None
 
     def load(self) -> None:
         """Index what is kept; may be called again while look-ups go on."""
-        kept, changes = self._store.snapshot()
-        self._renew(kept)
-        self._changes = changes
+        with self._loading:
+            kept, changes = self._store.snapshot()
+            index = session = None
+            if kept and kept[0].vector is None:
+                index = index_questions([read_wording(k.question).gram_text for k in kept])
+                if len(kept) >= GRAPH_FROM:
+                    from local_infer.retrieval.ngram_graph import (
+                        write_graph,
+                    )  # with `onnx`: 25 MB that few gateways need
+
+                    self._file.write_bytes(write_graph(index, top=_TOP))
+                    session = open_session(self._file, providers=self._providers, threads=self._threads)
+            self._loaded = _Loaded(kept, index, session, changes)
+            self._store.forget_added(changes)
 
     def unload(self) -> None:
         """Give the memory back."""
-        with self._lock:
-            self._rows = self._index = self._session = None
+        self._loaded = None
 
     def is_outgrown(self) -> bool:
-        """Whether it is time to `load` again: what was kept since the last time is not seen before that."""
-        with self._lock:
-            return self._rows is not None and self._store.changes - self._changes > len(self._rows) // 10
-
-    def _renew(self, kept: list[Kept]) -> None:
-        vectors = bool(kept) and kept[0].vector is not None
-        index = session = None
-        if kept and not vectors:
-            index = index_questions([read_wording(k.question).gram_text for k in kept])
-            if len(kept) >= GRAPH_FROM:
-                from local_infer.retrieval.ngram_graph import write_graph  # with `onnx`: 25 MB that few gateways need
-
-                self._file.write_bytes(write_graph(index, top=_TOP))
-                session = open_session(self._file, providers=self._providers, threads=self._threads)
-        with self._lock:
-            self._rows, self._index, self._session = kept, index, session
+        """Whether it is time to `load` again: what was kept since is found too, but costs time at each look-up."""
+        now = self._loaded
+        return now is not None and self._store.changes - now.changes > min(len(now.rows) // 10, MOST_ADDED)
 
     def run(self, items: Sequence[Look]) -> Sequence[list[Found]]:
         """For each look-up the nearest kept questions of its own tenant and context."""
         return [self._look(item) for item in items]
 
     def _look(self, item: Look) -> list[Found]:
-        with self._lock:
-            rows, index, session = self._rows, self._index, self._session
-        if not rows:
+        now = self._loaded
+        if now is None:
             return []
-        key: Any = item.key
-        if session is not None:
-            scores, docs = session.run(None, {session.get_inputs()[0].name: key})
-            near = zip(scores.tolist(), docs.tolist(), strict=True)
-        else:
-            own = [i for i, k in enumerate(rows) if _may_see(item, k)]
-            if not own:
-                return []
-            if index is not None:
-                text = key.astype(np.uint32).tobytes().decode("utf-32-le", "surrogatepass")
-                scores = score_rows(text, index, np.array(own))
-            else:
-                scores = np.stack([v for i in own if (v := rows[i].vector) is not None]) @ key
-            near = zip(scores.tolist(), own, strict=True)
-        best = sorted(near, reverse=True)[:_TOP]
+        near = [*self._near_rows(item, now), *self._near_added(item, now)]
+        best = sorted(near, key=lambda one: one[0], reverse=True)[:_TOP]
         return [
             Found(min(score, 1.0), k.entry, k.question, k.answer, "verified", k.made_s)
-            for score, row in best
-            if _may_see(item, k := rows[row]) and k.id in self._store.kept
+            for score, k in best
+            # Ids are used again: what was dropped since must be told by more than that.
+            if _may_see(item, k) and self._store.kept.get(k.id) is k
         ]
+
+    def _near_rows(self, item: Look, now: _Loaded) -> list[tuple[float, Kept]]:
+        key: Any = item.key
+        rows = now.rows
+        if now.session is not None:
+            scores, docs = now.session.run(None, {now.session.get_inputs()[0].name: key})
+            return [(score, rows[row]) for score, row in zip(scores.tolist(), docs.tolist(), strict=True)]
+        own = [i for i, k in enumerate(rows) if _may_see(item, k)]
+        if not own:
+            return []
+        if now.index is None:
+            return _near_vectors([rows[i] for i in own], key)
+        scores = score_rows(_text_of(key), now.index, np.array(own))
+        return [(score, rows[i]) for score, i in zip(scores.tolist(), own, strict=True)]
+
+    def _near_added(self, item: Look, now: _Loaded) -> list[tuple[float, Kept]]:
+        """What was kept since the index was made, by its weights: similarities are on one scale."""
+        own = [k for k in self._store.added_since(now.changes) if _may_see(item, k)]
+        if not own or (now.index is None and own[0].vector is None):
+            return []  # nothing to weigh by: the first answers of all bring an index at once
+        if now.index is None:
+            return _near_vectors(own, item.key)
+        rows = []
+        for kept in own:
+            row = now.grams.get(kept.entry)
+            if row is None:
+                row = now.grams[kept.entry] = _row_of(kept.question, now.index.idf)
+            rows.append(row)
+        ids, weights = weigh(_text_of(item.key), now.index.idf)
+        by_bucket = np.zeros(BUCKETS, np.float32)
+        by_bucket[ids] = weights
+        products = by_bucket[np.concatenate([row[0] for row in rows])] * np.concatenate([row[1] for row in rows])
+        begins = np.cumsum([0, *(len(row[0]) for row in rows[:-1])])
+        return list(zip(np.add.reduceat(products, begins).tolist(), own, strict=True))
+
+
+def _near_vectors(kept: list[Kept], key: Any) -> list[tuple[float, Kept]]:
+    with_vector = [(k, k.vector) for k in kept if k.vector is not None]
+    if not with_vector:
+        return []
+    scores = np.stack([vector for _, vector in with_vector]) @ key
+    return [(score, k) for score, (k, _) in zip(scores.tolist(), with_vector, strict=True)]
+
+
+def _row_of(question: str, idf: Floats) -> _Row:
+    """As `index_questions` makes a row: the heaviest grams, in steps of 1/255."""
+    ids, weights = weigh(read_wording(question).gram_text, idf)
+    if len(ids) > ROW_GRAMS:
+        heaviest = np.argsort(-weights, kind="stable")[:ROW_GRAMS]
+        ids, weights = ids[heaviest], weights[heaviest]
+    return ids, np.rint(weights * 255).astype(np.float32) / np.float32(255)
+
+
+def _text_of(key: Any) -> str:
+    text: str = key.astype(np.uint32).tobytes().decode("utf-32-le", "surrogatepass")
+    return text
 
 
 def _may_see(item: Look, kept: Kept) -> bool:

@@ -14,7 +14,6 @@ import os
 import socket
 import ssl
 import stat
-import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -49,6 +48,7 @@ from local_infer.upstreams.attempt import (
     retry_after_s,
     without_secret,
 )
+from local_infer.upstreams.io_sockets import end_if_silent, socket_options
 
 log = get_logger("upstreams")
 
@@ -299,48 +299,6 @@ def tls_context(name: str, upstream: Upstream) -> ssl.SSLContext | None:
         ) from None
 
 
-SocketOption = tuple[int, int, int]
-
-# `tcpi_last_ack_recv` in struct tcp_info (linux/tcp.h): milliseconds since the peer last acknowledged anything.
-_LAST_ACK = slice(56, 60)
-
-
-def _silence_s(give_up_s: float) -> tuple[float, int]:
-    """(how long a peer may be silent, after how long without data it is asked for a keepalive)."""
-    silent_s = min(give_up_s, max(1.0, 0.6 * give_up_s))
-    return silent_s, max(1, int(silent_s / 2))
-
-
-def end_if_silent(connection: Any, give_up_s: float) -> None:
-    """Shut a socket down whose peer answers no keepalives, when the kernel should have done so by now.
-
-    It never does while it has no way to send them: a cable or a route that is gone on our own side.
-    """
-    silent_s, idle_s = _silence_s(give_up_s)
-    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as sock:
-        last_s = (
-            int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)[_LAST_ACK], sys.byteorder) / 1000
-        )
-        if last_s > max(silent_s, idle_s + 1.0) + 0.5:
-            sock.shutdown(socket.SHUT_RDWR)
-
-
-def socket_options(give_up_s: float) -> list[SocketOption]:
-    """TCP options by which a cut network is told from an upstream that thinks: unanswered data or keepalives end it.
-
-    That takes 0.6 of `give_up_s`, at least a second, so that there is time left for another upstream.
-    """
-    silent_s, idle_s = _silence_s(give_up_s)
-    return [
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, min(127, max(1, int(silent_s) - idle_s))),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silent_s * 1000)),
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    ]
-
-
 # -- HTTP/1.1 by aiohttp
 
 
@@ -450,9 +408,11 @@ class AiohttpTransport:
     def has_lost(self) -> bool:
         """See `Transport`."""
         for kept in self._connector._conns.values():
-            for protocol, _since in kept:
-                if protocol.transport is not None:
-                    end_if_silent(protocol.transport.get_extra_info("socket"), self._give_up_s)
+            # The newest first: when that one is heard of, so were the others a moment ago, or the kernel sees to them.
+            transports = [protocol.transport for protocol, _since in reversed(kept) if protocol.transport is not None]
+            for transport in transports:
+                if not end_if_silent(transport.get_extra_info("socket"), self._give_up_s):
+                    break
         lost, self._has_lost = self._has_lost, False
         return lost
 

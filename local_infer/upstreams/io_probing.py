@@ -183,7 +183,11 @@ class Probing:
 
     def _has_lost(self, member: Member) -> bool:
         link = self._links.get(member.name)
-        return link is not None and link.transport.has_lost()
+        try:
+            return link is not None and link.transport.has_lost()
+        except Exception as error:  # it looks into private parts of libraries
+            log.debug("kept_connections_not_seen", upstream=member.name, error=type(error).__name__)
+            return False
 
     async def _make_sure(self, member: Member, routing: Routing, failed: int) -> bool:
         """Probe one that was well as often as makes it down, or until a probe is answered (True); `failed` have failed."""

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from local_infer.upstreams.io_attempt import socket_options
+from local_infer.upstreams.io_sockets import socket_options
 from tests.probes.netspace import run_in_netns
 
 FAR = """

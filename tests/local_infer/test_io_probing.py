@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
 from core.io_clock import AnchoredClock
+from local_infer.upstreams import io_sockets
 from local_infer.upstreams.io_attempt import AiohttpTransport
 from local_infer.upstreams.io_upstreams import IoUpstreams
 from tests.local_infer.mock_upstream import MockUpstream
@@ -106,3 +107,25 @@ async def test_only_connections_that_were_to_be_kept_are_lost(more: bytes, lost:
     finally:
         await transport.close()
         server.close()
+
+
+async def test_a_kept_connection_that_is_silent_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with MockUpstream() as upstream:
+        checked = config(upstream.url)
+        transport = AiohttpTransport(checked.upstreams["a"], checked.routing, "", None)
+        reply = await transport.send("GET", "/models", b"", "application/json", "r", 1.0, 1.0)
+        while await reply.read():
+            pass
+        await reply.close()
+        assert not transport.has_lost()
+        # As if so much time had passed: any silence is too long.
+        monkeypatch.setattr(io_sockets, "_silence_s", lambda _give_up_s: (-9.0, -9))
+        async with asyncio.timeout(10):
+            while True:
+                if transport.has_lost():
+                    break
+                await asyncio.sleep(0.02)
+        again = await transport.send("GET", "/models", b"", "application/json", "r", 1.0, 1.0)
+        assert not again.reused
+        await again.close()
+        await transport.close()

@@ -20,6 +20,7 @@ from local_infer.retrieval.ngram_graph import INPUT, write_graph
 from local_infer.retrieval.ngrams import code_points, index_questions
 from local_infer.retrieval.question import language_of
 from local_infer.retrieval.verdict import Found, choose
+from local_infer.retrieval.vetoes import find_veto
 from local_infer.retrieval.wording import read_wording
 from tests.local_infer.distractors import make_distractors
 
@@ -43,6 +44,14 @@ class Pair:
 def pairs(name: str) -> list[Pair]:
     with (DATA / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         return [Pair(*row) for row in list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]]
+
+
+@cache
+def mixed(name: str) -> list[Pair]:
+    """Pairs of both kinds in one file: `para` and `miss`."""
+    with (DATA / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    return [Pair(name, language, kind, stored, asked) for kind, language, stored, asked in rows]
 
 
 class Shelf:
@@ -104,9 +113,31 @@ def test_no_false_hit_the_other_way_round(tmp_path: Path) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize(("half", "least"), [("dev", 0.6), ("final", 0.4)])
+def test_fresh_pairs(tmp_path: Path) -> None:
+    # Who has seen no list words things quite differently: measured recall 0.24. The aim of 0.8 is far away.
+    misses = [pair for pair in mixed("fresh") if pair.kind == "miss"]
+    rewordings = [pair for pair in mixed("fresh") if pair.kind == "para"]
+    assert len(misses) >= 120
+    assert len(rewordings) >= 120
+    both = Shelf(
+        [pair.stored for pair in mixed("fresh")] + make_distractors(DISTRACTORS // 10), tmp_path / "fresh.onnx"
+    )
+    other = Shelf([pair.asked for pair in misses], tmp_path / "other.onnx")
+    assert [pair for pair in misses if both.answer(pair.asked) == pair.stored] == []
+    assert [pair for pair in misses if other.answer(pair.stored) == pair.asked] == []
+    assert sum(both.answer(pair.asked) == pair.stored for pair in rewordings) >= 0.2 * len(rewordings)
+
+
+def test_what_the_lists_were_fitted_on() -> None:
+    vetoed = {pair: find_veto(read_wording(pair.stored), read_wording(pair.asked)) for pair in mixed("fitted")}
+    assert [pair for pair, why in vetoed.items() if pair.kind == "miss" and why is None] == []
+    found = [why is None for pair, why in vetoed.items() if pair.kind == "para"]
+    assert sum(found) >= 0.7 * len(found)
+
+
+@pytest.mark.parametrize(("half", "least"), [("dev", 0.75), ("final", 0.55)])
 def test_recall(shelf: Shelf, half: str, least: float) -> None:
-    # Measured: dev 0.67, final 0.44. The aim of 0.8 is not reached without an embedder; see docs/local_infer-retrieval.md.
+    # Measured: dev 0.83, final 0.59. The aim of 0.8 is not reached; see docs/local_infer-retrieval.md.
     asked = [pair for pair in pairs("paraphrases") if pair.half == half]
     hits = [pair for pair in asked if shelf.answer(pair.asked) == pair.stored]
     assert len(hits) / len(asked) >= least
