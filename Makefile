@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab churn lint types check schema format bench constraints systemd-test clean
+.PHONY: help setup run test lab churn infer-hour lint types check schema format bench constraints systemd-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-zA-Z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do \
@@ -60,6 +60,9 @@ bench-%: setup ## one benchmark: a table, and one JSON object as the last line
 
 churn: setup ## syncd: an hour of changes through nodes that are killed, cut off and full: ARGS="--minutes 10 --seed 7"
 	@$(BIN)/python -m tests.syncd.churn_nodes $(ARGS)
+
+infer-hour: setup ## local_infer: an hour of mixed load with faults, every answer checked: ARGS="--seconds 300 --seed 7"
+	@$(BIN)/local-infer bench --self --faults --profile mixed --seconds 3600 $(ARGS)
 
 systemd-test: setup ## units under a real systemd in a container (root, Debian archive, some minutes)
 	@scripts/set-up container

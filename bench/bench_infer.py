@@ -9,18 +9,14 @@ keys of `KEYS`.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import re
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +24,18 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from bench.infer_otlp import collector, measure_beside, measure_path
 from bench.infer_retrieval import measure_retrieval
+from local_infer.load.io_processes import KEY, Process, free_port, running_gateway, wait_for
 
 KEYS = """
 added_p50_ms added_p99_ms rps cpu_share error_share p95_ms max_rps cached_rps vs_litellm sse_us_per_chunk first_chunk_ms
-retrieval_p99_ms rss_mb false_hits recall
+retrieval_p99_ms rss_mb false_hits recall otlp_us otlp_off_us otlp_beside_us otlp_dead_beside_us
 """.split()  # noqa: SIM905
 
-KEY = "np-bench-key"
 RATE = 200
 TARGET_RPS = 1600
 ROOT = Path(__file__).resolve().parent.parent
-_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
 PASS_BODY = (
     '{"model":"bench","messages":[{"role":"system","content":"You are a helpful assistant of a mirror."},'
@@ -49,65 +45,24 @@ CACHED_BODY = PASS_BODY.replace('"messages"', '"temperature":0,"messages"')
 STREAM_BODY = PASS_BODY.replace('"messages"', '"stream":true,"messages"')
 
 
-class Process:
-    """A child with its CPU time and memory."""
-
-    def __init__(self, *command: str, env: dict[str, str] | None = None, stderr: Any = None) -> None:
-        self.child = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=stderr, text=True
-        )
-
-    def cpu_s(self) -> float:
-        """User and system time so far, in all threads."""
-        fields = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * _TICK_S
-
-    def rss_mb(self) -> float:
-        """Resident memory."""
-        match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.child.pid}/status").read_text())
-        return int(match[1]) / 1024 if match else 0.0
-
-    def stop(self) -> None:
-        """End it."""
-        self.child.send_signal(signal.SIGTERM)
-        try:
-            self.child.wait(15)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
-
-
 @contextmanager
 def upstream(pace_s: float = 0.0, chunks: int = 1) -> Iterator[tuple[Process, int]]:
     """The lean upstream, and its port."""
     process = Process(sys.executable, "-m", "bench.infer_upstream", str(pace_s), str(chunks))
     try:
-        assert process.child.stdout is not None
-        yield process, int(process.child.stdout.readline())
+        yield process, int(process.line())
     finally:
         process.stop()
 
 
 @contextmanager
-def gateway(folder: Path, port: int) -> Iterator[tuple[Process, int]]:
-    """A gateway in front of the upstream on `port`, as it comes but for its addresses, and its port."""
-    config = {
-        "version": 1,
-        "state_dir": str(folder / f"state-{port}"),
-        "listen": [f"127.0.0.1:{free_port()}"],
-        "keys": {"bench": {"token_sha256": hashlib.sha256(KEY.encode()).hexdigest()}},
-        "upstreams": {"one": {"url": f"http://127.0.0.1:{port}/v1"}},
-    }
-    file = folder / f"gateway-{port}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    with (folder / "gateway.log").open("wb") as log:
-        process = Process(sys.executable, "-m", "local_infer.main", "run", "-c", str(file), stderr=log)
-    try:
-        own = int(config["listen"][0].rpartition(":")[2])  # type: ignore[index]
-        wait_for(own, process)
-        yield process, own
-    finally:
-        process.stop()
+def gateway(folder: Path, port: int, **more: Any) -> Iterator[tuple[Process, int]]:
+    """A gateway in front of the upstream on `port`, as it comes but for its addresses and `more`, and its port."""
+    with (
+        (folder / "gateway.log").open("wb") as log,
+        running_gateway(folder, [f"http://127.0.0.1:{port}/v1"], log, **more) as running,
+    ):
+        yield running
 
 
 @contextmanager
@@ -138,29 +93,6 @@ def litellm(folder: Path, port: int, command: Path) -> Iterator[tuple[Process, i
         yield process, own
     finally:
         process.stop()
-
-
-def free_port() -> int:
-    """A port that was free just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def wait_for(port: int, process: Process, most_s: float = 30.0) -> None:
-    """Until somebody listens there."""
-    ends = time.monotonic() + most_s
-    while time.monotonic() < ends:
-        if process.child.poll() is not None:
-            raise SystemExit(f"{process.child.args} ended: status {process.child.returncode}")
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            time.sleep(0.5)
-            return
-    raise SystemExit(f"{process.child.args} does not listen on port {port}")
 
 
 def load(port: int, seconds: float, body: str = PASS_BODY, **more: Any) -> dict[str, Any]:
@@ -256,6 +188,19 @@ def measure_streams(folder: Path, seconds: float) -> dict[str, float]:
     }
 
 
+def measure_otlp(folder: Path, bare_port: int, seconds: float) -> dict[str, float]:
+    """What telemetry costs on a request's path, and in the process beside: with a collector, and with none there."""
+    found = measure_path()
+    with collector() as url:
+        for key, endpoint in (("otlp_beside_us", url), ("otlp_dead_beside_us", "http://127.0.0.1:9")):
+            otlp = {"endpoint": endpoint, "sample": "100%"}
+            with gateway(folder, bare_port, otlp=otlp) as (process, port):
+                run = partial(load, port, seconds, rate=RATE, connections=64)
+                run()
+                found[key] = measure_beside(process, run)
+    return found
+
+
 def measure_litellm(folder: Path, bare_port: int, seconds: float) -> dict[str, float] | None:
     """LiteLLM's rate, and its requests for each second of CPU; None when it cannot be had."""
     command = find_litellm()
@@ -278,11 +223,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each run")
     parser.add_argument("--no-litellm", action="store_true", help="leave the peer out")
+    parser.add_argument("--only-otlp", action="store_true", help="only what telling a collector costs")
     parser.add_argument("--no-retrieval", action="store_true", help="leave the retrieval step out")
     arguments = parser.parse_args()
     found: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="bench-infer-") as name:
         folder = Path(name)
+        with upstream() as (_process, bare_port):
+            found |= measure_otlp(folder, bare_port, arguments.seconds)
+        if arguments.only_otlp:
+            _print(found)
+            return
         with upstream() as (upstream_process, bare_port):
             with gateway(folder, bare_port) as (process, port):
                 load(port, 1.0)
@@ -300,6 +251,10 @@ def main() -> None:
         found |= measure_streams(folder, arguments.seconds)
         if not arguments.no_retrieval:
             found |= measure_retrieval(folder)
+    _print(found)
+
+
+def _print(found: dict[str, float | None]) -> None:
     table = Table("measure", "value")
     for key, value in found.items():
         table.add_row(key, "-" if value is None else f"{value:,.3f}")

@@ -76,7 +76,8 @@ def test_relative_retrieval_and_embedder_folders(tmp_path: Path) -> None:
         ("ladder: {prefix: {upstream: x}}\n", "ladder.prefix.upstream", "should be 'stale', 'retrieval'"),
         ("models: {providers: [azure]}\n", "models.providers[0]", "should be 'tensorrt'"),
         ("upstream: {}\n", "upstream", "is not a known key"),
-        ("otlp: collector:4318\n", "otlp", "should match pattern"),
+        ("otlp: {endpoint: 'collector:4318'}\n", "otlp.endpoint", "should match pattern"),
+        ("otlp: {endpoint: 'http://u:p@collector:4318'}\n", "otlp.endpoint", "put a header into headers_file"),
     ],
 )
 def test_faults(tmp_path: Path, more: str, path: str, what: str) -> None:

@@ -1,0 +1,179 @@
+"""`local-infer bench`: a traffic profile against a running gateway, or against one that it starts itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from core.errors import NearpathError
+from core.io_config_infer import read_infer_config
+from local_infer.load.io_load import Load, Plan, Run
+from local_infer.load.io_processes import KEY, Watched, pid_of, playing_upstreams, running_gateway
+from local_infer.load.io_report import as_json, print_report
+from local_infer.load.io_upstream import MODEL
+from local_infer.load.shots import PROFILES, Profile, Shooter
+from local_infer.retrieval.faq import FaqEntry
+from local_infer.retrieval.io_build import build_index
+
+_RATES: dict[Profile, float] = {"faq": 200.0, "chat-sse": 20.0, "grading": 100.0, "mixed": 60.0}
+_AT_ONCE: dict[Profile, int] = {"faq": 64, "chat-sse": 64, "grading": 256, "mixed": 256}
+_UPSTREAMS = 2
+_TELL_EVERY_S = 60.0
+
+_LEAVE_SHARE = 0.03
+_RESUME_SHARE = 0.3
+"""With faults: streams that the client walks away from, and streams that may be continued elsewhere."""
+
+_SMALL: dict[str, Any] = {"memory": "8MiB", "disk": "64MiB", "fresh_for": "20s", "revalidate_for": "10s"}
+"""With faults: caches that are full within minutes, so that an hour's memory is told from their filling, and answers that
+get stale within a round of faults, so that every age of them is met."""
+
+_QUICK: dict[str, Any] = {
+    "give_up": "2s", "connect": "1s", "first_byte": "3s", "whole": "5s", "between_chunks": "2s", "probe_every": "1s",
+    "breaker": {"open_for": "1s", "open_most": "4s"},
+}  # fmt: skip
+"""With faults: every time-out is met several times a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked."""
+
+    url: str
+    key: str
+    model: str
+    watched: Watched | None
+
+
+def bench_command(
+    profile: Annotated[str, typer.Option("--profile", help=f"Traffic to play: {', '.join(PROFILES)}.")] = "mixed",
+    own: Annotated[bool, typer.Option("--self", help="Start a gateway and played upstreams for it.")] = False,
+    faults: Annotated[bool, typer.Option("--faults", help="With --self: the upstreams misbehave in turns.")] = False,
+    url: Annotated[str, typer.Option("--url", help="Base URL of a running gateway, up to and with /v1.")] = "",
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", help="File with the key for it; else LOCAL_INFER_KEY.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="The model to ask for.")] = "",
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Whether the upstream is a played one, whose words are known.")
+    ] = True,
+    pid: Annotated[int | None, typer.Option("--pid", help="The gateway's process, for CPU and memory.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Or its configuration file, to find the process by.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long.")] = 30.0,
+    rate: Annotated[float | None, typer.Option("--rate", min=0, help="Requests/s; 0: as many as get answered.")] = None,
+    concurrency: Annotated[int | None, typer.Option("--concurrency", min=1, help="Requests at once.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Other seeds make other requests.")] = 1,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Put load on a gateway, and check every answer; exit status 1 when one was lost or went to somebody else."""
+    chosen = next((one for one in PROFILES if one == profile), None)
+    if chosen is None:
+        raise NearpathError(f"there is no profile {profile!r}", f"use one of {', '.join(PROFILES)}")
+    if faults and not own:
+        raise NearpathError("--faults needs upstreams that can be told to misbehave", "add --self")
+    if own == bool(url):
+        raise NearpathError("what is to be asked?", "give either --self, or --url of a running gateway")
+    rng = random.Random(seed)
+    shooter = Shooter(chosen, MODEL if own else model or MODEL, rng, _RESUME_SHARE if faults else 0.0)
+    given = _given(url, _read_key(key_file), model or MODEL, pid, config)
+    with _start(shooter, faults, seed) if own else given as (one, log):
+        plan = Plan(
+            one.url, one.key, seconds, _RATES[chosen] if rate is None else rate, concurrency or _AT_ONCE[chosen],
+            check=check, leave=_LEAVE_SHARE if faults else 0.0,
+        )  # fmt: skip
+        run = _play(Load(plan, shooter, rng, one.watched, _teller(seconds)))
+        died = one.watched is not None and not one.watched.alive()
+    facts = {"bench": "infer-load", "profile": chosen, "seed": seed, "rate": plan.rate, "concurrency": plan.concurrency}
+    if as_json_:
+        print(json.dumps(as_json(run, facts)))
+    else:
+        print_report(run, facts)
+    if run.all.bad or died:
+        for why in run.whys:
+            print(why, file=sys.stderr)
+        if log is not None:
+            print(f"the gateway{' died; it' if died else ''} said: {log}", file=sys.stderr)
+        raise typer.Exit(1)
+    if log is not None:
+        shutil.rmtree(log.parent, ignore_errors=True)
+
+
+def _play(load: Load) -> Run:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(load.run())
+
+
+def _read_key(file: Path | None) -> str:
+    if file is None:
+        return os.environ.get("LOCAL_INFER_KEY", "")
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NearpathError(f"cannot read the key in {file}: {error}", "check the path and its permissions") from None
+
+
+@contextmanager
+def _given(
+    url: str, key: str, model: str, pid: int | None, config: Path | None
+) -> Iterator[tuple[Target, Path | None]]:
+    if pid is None and config is not None:
+        pid = pid_of(Path(read_infer_config(config).state_dir))
+    watched = Watched(pid) if pid is not None else None
+    if watched is not None and not watched.alive():
+        raise NearpathError(f"there is no process {pid}", "see `systemctl status local-infer`")
+    yield Target(url, key, model, watched), None
+
+
+@contextmanager
+def _start(shooter: Shooter, faults: bool, seed: int) -> Iterator[tuple[Target, Path | None]]:
+    """A gateway of our own with an index of the FAQ, and where its log is: the caller removes that folder."""
+    folder = Path(tempfile.mkdtemp(prefix="local-infer-bench-"))
+    entries = [FaqEntry(f"q{i}", (question,), answer, "", b"") for i, (question, answer) in enumerate(shooter.faq())]
+    build_index(entries, folder / "faq", embedder=None, now=time.time())
+    sections: dict[str, Any] = {"retrieval": {"index": str(folder / "faq"), "keep": 1000}}
+    if faults:
+        sections["routing"] = _QUICK
+        sections["cache"] = _SMALL
+    log = folder / "gateway.log"
+    try:
+        with (
+            log.open("wb") as stderr,
+            playing_upstreams(_UPSTREAMS, faults=faults, seed=seed) as urls,
+            running_gateway(folder, urls, stderr, **sections) as (process, port),
+        ):
+            yield Target(f"http://127.0.0.1:{port}/v1", KEY, MODEL, process), log
+    except NearpathError:
+        print("".join(log.read_text("utf-8", "replace").splitlines(keepends=True)[-10:]), file=sys.stderr)
+        raise
+
+
+def _teller(seconds: float) -> Callable[[Run, float], None]:
+    """A line a minute on standard error for who waits."""
+    next_s = _TELL_EVERY_S
+
+    def tell(run: Run, elapsed_s: float) -> None:
+        nonlocal next_s
+        if elapsed_s < next_s:
+            return
+        next_s += _TELL_EVERY_S
+        memory = f", {run.samples[-1][1]:.0f} MB" if run.samples else ""
+        outcomes = ", ".join(f"{count} {name}" for name, count in run.all.outcomes.most_common())
+        print(f"{elapsed_s:6.0f} of {seconds:.0f} s: {outcomes}{memory}", file=sys.stderr, flush=True)
+
+    return tell
