@@ -13,26 +13,59 @@ from itertools import pairwise
 from typing import Literal
 
 from local_infer.retrieval.antonyms import EXCLUDING
-from local_infer.retrieval.wording import Wording
+from local_infer.retrieval.situations import implied, near
+from local_infer.retrieval.wording import TROUBLES, Wording
 
 Why = Literal["negation", "antonym", "one-sided", "number", "identifier", "question word", "order", "wording"]
 
 # Kinds of question that one answer can serve. Everything else must be asked with the same word.
 _SAME_KIND = (
-    frozenset({"how", "whether"}),
-    frozenset({"what", "whether"}),
+    frozenset({"how", "can"}),
+    frozenset({"whether", "can"}),
+    frozenset({"whether", "will"}),
+    frozenset({"state", "outcome"}),
     frozenset({"what", "which"}),
-    frozenset({"when", "howlong"}),
+    frozenset({"define", "whatis"}),
     frozenset({"how", "whereto"}),
     frozenset({"where", "whereto"}),
+    frozenset({"remedy", "state"}),
+    frozenset({"state", "why"}),
 )
-_AMOUNTS = frozenset({"=fee", "=limit", "=salary"})
-_TROUBLES = frozenset({"=slow", "=fail", "=damaged", "=wrong", "=error", "=lost", "=delayed", "=timeout", "=expire"})
-_ENDINGS = ("ment", "ation", "ition", "tion", "ion", "er", "ness", "ly", "able", "ible", "ance", "ence", "ity")
+# Kinds that are one kind when what is asked of is of this sort, on both sides.
+_SAME_KIND_OF = {
+    frozenset({"when", "howlong"}): frozenset(
+        {"=arrive", "=ship", "=refund", "=receive", "=expire", "=process_", "=exchange", "=result", "=warranty"}
+        | {"=transfer", "=withdraw", "=deposit", "=dispatch", "=reissue"}
+    ),
+    frozenset({"whatis", "howmuch"}): frozenset(
+        {"=fee", "=limit", "=salary", "=rent", "=tuition", "=penalty", "=interest", "=deposit_", "=balance", "=bonus"}
+        | {"=compensate", "=points", "=exchangerate", "=creditlimit"}
+    ),
+    frozenset({"whatis", "howlong"}): frozenset(
+        {"=warranty", "=trial", "=expire", "=probation", "=semester", "=deadline", "=vacation", "=batterylife"}
+    ),
+    frozenset({"howlong", "howlongfor"}): frozenset({"=vacation", "=sick", "=leave_", "=warranty", "=trial"}),
+    frozenset({"howlong", "howmuch"}): frozenset({"=vacation", "=sick", "=leave_"}),
+    frozenset({"howlong", "howmany"}): frozenset({"=vacation", "=sick", "=leave_"}),
+    frozenset({"howmuch", "howmany"}): frozenset({"=vacation", "=sick", "=leave_"}),
+    frozenset({"howmany", "whatis"}): frozenset({"=limit"}),
+    frozenset({"whatis", "when"}): frozenset(
+        {"=hours", "=location_open", "=deadline", "=payday", "=expire", "=worktime", "=checkin", "=checkout"}
+    ),
+    frozenset({"whatis", "whether"}): frozenset({"=discount", "=requirement"}),
+    frozenset({"what", "how"}): frozenset({"=compensate"}),
+}
+_GOES_WITHOUT_SAYING = (
+    *(("howmuch", "=fee"), ("howmany", "=limit"), ("when", "=time"), ("howlong", "=time"), ("howlong", "tak")),
+)
+"""Who asks how much need not say that it is a price."""
+_ENDING_LIST = "ment ation ition tion ion er ness ly able ible ance ence ity al age or"
+_ENDINGS = frozenset(_ENDING_LIST.split())
 # What may be added without changing which question is asked; one of them for another does change it.
-_LOOSE = frozenset(
-    {"=method", "=use", "=set", "=view", "=obtain", "=requirement", "=apply", "=people", "=speed", "=support"}
-)
+_PRECISE_LIST = "when howlong howlongfor howmuch howmany howoften who why must outcome"
+_PRECISE = frozenset(_PRECISE_LIST.split())
+"""Asked of an action, so that none may be left out: when one applies is not when one gets it."""
+_LOOSE = frozenset({"=obtain", "=apply", "=support"})
 
 
 def find_veto(asked: Wording, stored: Wording, *, doubts: bool = True) -> Why | None:
@@ -64,7 +97,8 @@ def _antonym(one: Wording, other: Wording) -> bool:
 
 
 def _one_sided(one: Wording, other: Wording) -> bool:
-    return one.polar != other.polar
+    left, right = _unmatched(one, other)
+    return not one.polar.union(other.polar).isdisjoint([*left, *right])
 
 
 def _number(one: Wording, other: Wording) -> bool:
@@ -86,7 +120,8 @@ def _question_word(one: Wording, other: Wording) -> bool:
 
 def _kinds(wording: Wording) -> frozenset[str]:
     """The kinds of question in it, the loose one (whether) only when it is alone; a bare phrase asks how."""
-    strict = wording.questions - {"whether", "what", "which"} or wording.questions - {"whether"}
+    strict = wording.questions - {"whether", "can", "what", "which", "whatis"}
+    strict = strict or wording.questions - {"whether", "can"} or wording.questions - {"whether"}
     return strict or wording.questions or frozenset({"how"})
 
 
@@ -95,29 +130,61 @@ def _compatible(a: str, b: str, one: Wording, other: Wording) -> bool:
     if pair in _SAME_KIND:
         return True
     if pair == {"what", "howmuch"}:
-        # What is the price of it: how much is it.
-        return all(not _AMOUNTS.isdisjoint(w.content) for w in (one, other) if "what" in w.questions)
+        pair = frozenset({"whatis", "howmuch"})
+    if pair in _SAME_KIND_OF and "whatis" in pair:
+        # What is the price of it: how much is it. What are the hours: when is it open.
+        return all(
+            not _SAME_KIND_OF[pair].isdisjoint(w.content) for w in (one, other) if w.questions & {"whatis", "what"}
+        )
+    if pair in _SAME_KIND_OF:
+        return all(not _SAME_KIND_OF[pair].isdisjoint(w.content) for w in (one, other))
     # What does not work: why, and what to do, have one answer.
-    return pair <= {"why", "how", "whether"} and _is_trouble(one) and _is_trouble(other)
+    # But how to do what went wrong is not what to do about it: how to lose, what to do when lost.
+    return (
+        pair <= {"why", "how", "whether", "remedy", "state"}
+        and pair != {"how", "remedy"}
+        and _is_trouble(one)
+        and _is_trouble(other)
+    )
 
 
 def _is_trouble(wording: Wording) -> bool:
-    return wording.negations > 0 or not _TROUBLES.isdisjoint(wording.content)
+    return wording.negations > 0 or not TROUBLES.isdisjoint(wording.content)
+
+
+def _owner(one: Wording, other: Wording) -> bool:
+    """Whether one asks for what is the asker's and the other for what is the answerer's: my address, your address."""
+    asks = (one.questions | other.questions) & {"whatis", "where", "when", "howmuch", "which"}
+    return bool(asks) and {one.owner, other.owner} == {"me", "you"}
 
 
 def _order(one: Wording, other: Wording) -> bool:
     """Whether things have changed places around something: A pays B, from A to B, A and B that exclude each other."""
+    if set(one.parties) == set(other.parties) and one.parties != other.parties:
+        return True  # I see others' posts, others see mine
+    if one.parties != other.parties and _persons_moved(one, other):
+        return True
+    ends, other_ends = {c for c in one.content if c[0] == ">"}, {c for c in other.content if c[0] == ">"}
+    if ends - other_ends and other_ends - ends:
+        return True  # when it leaves from there, when it comes to there
     roles, others = _roles(one), _roles(other)
-    if roles and others:
-        return any(thing in others and others[thing] != role for thing, role in roles.items())
+    if any(thing in others and others[thing] != role for thing, role in roles.items()):
+        return True
+    if len(set(roles.values())) > 1 and len(set(others.values())) > 1:
+        return False  # both ends are named on both sides: their order says nothing
     return _reversed(one, other) or _parties_swapped(one, other)
 
 
+def _persons_moved(one: Wording, other: Wording) -> bool:
+    """Whether somebody stands on the other side of something: how do I see others' page, how do others see my page."""
+    persons = {party for party in one.parties if party != "I"} & set(other.parties)
+    places = _places(one, other)
+    return any(p > q and not persons.isdisjoint((a, b)) for i, (a, p) in enumerate(places) for b, q in places[i + 1 :])
+
+
 def _roles(wording: Wording) -> dict[str, str]:
-    """content -> the direction right before it; empty unless both ends are named."""
+    """content -> the direction right before it."""
     content = wording.content
-    if ">from" not in content or ">to" not in content:
-        return {}
     return {b: a for a, b in pairwise(content) if a in (">from", ">to") and b[0] != ">"}
 
 
@@ -150,26 +217,39 @@ def _wording(one: Wording, other: Wording) -> bool:
     Words that hardly change what is asked (`_LOOSE`) may be added, but not one put for another.
     """
     left, right = _unmatched(one, other)
-    for word in list(left):
-        twin = next((w for w in right if _same_stem(word, w)), None)
-        if twin is not None:
-            left.remove(word)
-            right.remove(twin)
-    return bool(left and right) or not _LOOSE.issuperset(left + right)
+    loose = frozenset() if (one.questions | other.questions) & _PRECISE else _LOOSE
+    return bool(left and right) or not loose.issuperset(left + right)
 
 
 def _unmatched(one: Wording, other: Wording) -> tuple[list[str], list[str]]:
     """What only one of them says, directions left out; who asks how much need not say that it is a price."""
-    ours, theirs = Counter(one.content), Counter(other.content)
-    if "howmuch" in one.questions | other.questions:
-        ours["=fee"] = theirs["=fee"] = 1
-    return [c for c in ours - theirs if c[0] != ">"], [c for c in theirs - ours if c[0] != ">"]
+    ours, theirs = set(one.content), set(other.content)
+    asks = one.questions | other.questions
+    for kind, thing in _GOES_WITHOUT_SAYING:
+        if kind in asks:
+            ours.add(thing)
+            theirs.add(thing)
+    left = [c for c in dict.fromkeys(one.content) if c not in theirs and c[0] != ">"]
+    right = [c for c in dict.fromkeys(other.content) if c not in ours and c[0] != ">"]
+    for word in list(left):
+        twin = next((w for w in right if _same_stem(word, w) or frozenset({word, w}) in near()), None)
+        if twin is not None:
+            left.remove(word)
+            right.remove(twin)
+    if not (left and right):
+        # What goes without saying may be left out, but not be said instead of something else that does.
+        left, right = _telling(left, ours & theirs), _telling(right, ours & theirs)
+    return left, right
+
+
+def _telling(words: list[str], common: set[str]) -> list[str]:
+    return [word for word in words if implied().get(word, frozenset()).isdisjoint(common)]
 
 
 def _same_stem(a: str, b: str) -> bool:
     """Whether one English word is the other with an ending: repay, repayment."""
     short, long = sorted((a, b), key=len)
-    return len(short) >= 4 and long.startswith(short) and long[len(short) :] in _ENDINGS
+    return short[0] != "=" and len(short) >= 4 and long.startswith(short) and long[len(short) :] in _ENDINGS
 
 
 _VETOES: tuple[tuple[Why, Callable[[Wording, Wording], bool]], ...] = (
@@ -179,6 +259,7 @@ _VETOES: tuple[tuple[Why, Callable[[Wording, Wording], bool]], ...] = (
     ("identifier", _identifier),
     ("question word", _question_word),
     ("order", _order),
+    ("order", _owner),
     ("one-sided", _one_sided),
     ("wording", _wording),
 )

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local_infer.retrieval import antonyms
+from local_infer.retrieval.lexicon import words
+from local_infer.retrieval.situations import compounds, implied, near
 from local_infer.retrieval.vetoes import find_veto
 from local_infer.retrieval.wording import read_wording, stem
 
@@ -91,6 +93,8 @@ def test_no_veto_between_rewordings(one: str, other: str) -> None:
         ("What is 2FA?", "Do you have 2FA?", "question word"),
         ("退款什么时候处理", "退款什么时候到账", "wording"),
         ("什么时候申请奖学金", "什么时候领奖学金", "wording"),
+        ("Will it renew automatically?", "How does it renew automatically?", "question word"),
+        ("Should I update the app?", "Can I update the app?", "question word"),
         ("How do I install C++?", "How do I install C?", "identifier"),
         ("如何停止服务", "如何停止", "wording"),
     ],
@@ -127,6 +131,15 @@ def test_stems() -> None:
 def test_any_text_is_read_and_agrees_with_itself(text: str) -> None:
     wording = read_wording(text)
     assert find_veto(wording, wording) is None
+
+
+def test_what_goes_together_is_listed() -> None:
+    # A name that no list has would be a word that nobody says.
+    known = words().known
+    said = {part for parts in compounds().values() for part in parts if part[0] not in "?!>"}
+    assert {name for name in said if f"={name}" not in known} == set()
+    assert {name for pair in near() for name in pair} <= known
+    assert {name for thing, contexts in implied().items() for name in (thing, *contexts)} <= known
 
 
 def test_every_excluding_concept_is_listed() -> None:
