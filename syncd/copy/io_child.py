@@ -21,6 +21,7 @@ from core.config_sync import Tree
 from core.errors import MessageError, NearpathError
 from core.io_log import get_logger
 from syncd.copy.child_status import Activity, ChildStatus, Fetching, Totals
+from syncd.copy.doubt import Doubt
 from syncd.copy.io_ahead import Ahead, Page
 from syncd.copy.io_copy import Copy, CopyError, Recovery
 from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom, in_parts, weight
@@ -105,6 +106,7 @@ class Follower:
         self._is_caught_up = False
         self._is_root_due = False
         self._quiet_polls = 0
+        self._doubt = Doubt()
         self._unsigned = Unsigned()
         self._trimmed_s = -TRIM_EVERY_S
         self._blob = b""
@@ -500,17 +502,23 @@ class Follower:
         """Compare hashes with the parent's signed root; twice unequal while nothing changes: something drifted."""
         root = await self._signed_root(parent)
         mine, _ = await self.offer.run(Ledger.root_hash)
-        if mine == root.root_hash:
+        is_equal = mine == root.root_hash
+        if is_equal:
             self._quiet_polls = 0
             await self._match(root)
-        elif quiet and not self.status.waiting:
-            self._quiet_polls += 1
-            if self._quiet_polls >= QUIET_POLLS:
-                self._quiet_polls = 0
-                _log.warning("drift_found", tree=self.name, doing="comparing; only what differs is fetched")
-                self._compare_due = True
-                if self._unsigned.compared(time.monotonic(), self.status.differences, lag_s):
-                    raise unsigned_tree(self.name, parent.url)
+        if quiet and self._seems_drifted(is_equal):
+            _log.warning("drift_found", tree=self.name, doing="comparing; only what differs is fetched")
+            self._compare_due = True
+            if not is_equal and self._unsigned.compared(time.monotonic(), self.status.differences, lag_s):
+                raise unsigned_tree(self.name, parent.url)
+
+    def _seems_drifted(self, is_equal: bool) -> bool:
+        if self.status.waiting:
+            return self._doubt.arises(self.intake.retries.most_tries(), time.monotonic())
+        if is_equal:
+            return False
+        self._quiet_polls = (self._quiet_polls + 1) % QUIET_POLLS
+        return self._quiet_polls == 0
 
     async def _signed_root(self, parent: Parent) -> Root:
         blob = await parent.root(self.name)

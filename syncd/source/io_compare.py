@@ -253,6 +253,8 @@ class Comparer:
                 self._draft(Draft(Op.UPSERT, path, row))
         else:
             self._index.put(path, row)
+            if old is not None and not is_in_place and not old.row.is_directory:
+                self._see_left({(old.row.device, old.row.inode)})
             # A directory that was replaced by another with the same attributes differs only in what is in it.
             is_alike = old is not None and (old.row.mode, old.row.mtime_ns) == (row.mode, row.mtime_ns)
             if not row.is_directory or not is_alike:
@@ -318,8 +320,25 @@ class Comparer:
             self._forget(path)
 
     def _forget(self, path: bytes) -> None:
+        files = self._index.inodes(path)
         self._index.remove(path)
         self._draft(Draft(Op.DELETE, path))
+        self._see_left(files)
+
+    def _see_left(self, files: set[tuple[int, int]]) -> None:
+        """A name of each of these files is gone: what was done through it just before, only its other names show now.
+
+        A ctime that is another says nothing then: that the name went has moved it.
+        """
+        known = self._index.known_inodes(inode for _, inode in files)
+        for device, inode in files:
+            for path in self._index.paths_of(device, inode) if inode in known else ():
+                old, there = self._index.get(path), self._look_again(path)
+                if old is None or there in (None, _UNKNOWN, old.row) or there.inode != inode:
+                    continue
+                self._index.put(path, there)
+                if (there.mode, there.size, there.mtime_ns) != (old.row.mode, old.row.size, old.row.mtime_ns):
+                    self._draft(Draft(Op.UPSERT, path, there))
 
     def _draft(self, draft: Draft) -> None:
         if not self.quiet:

@@ -223,8 +223,10 @@ class Index:
                 raise KeyError(path)
             files.setdefault(number, []).append((path, row))
         for number, found in files.items():
-            if number not in empty:
-                self._forget_directories(number, [path for path, _ in found])
+            if number in empty:
+                self.put_new_files(number, [(path.rpartition(b"/")[2], row) for path, row in found])
+                continue
+            self._forget_directories(number, [path for path, _ in found])
             names = [(number, path.rpartition(b"/")[2], None, *row) for path, row in found]
             self._db.executemany(self._put_row, names)
 
@@ -259,6 +261,24 @@ class Index:
             "UPDATE entries SET digest=? WHERE parent=? AND name=? AND size=? AND mtime_ns=? AND ctime_ns=? AND inode=?"
         )
         return self._db.execute(sql, (digest, *place, row.size, row.mtime_ns, row.ctime_ns, row.inode)).rowcount > 0
+
+    def inodes(self, path: bytes) -> set[tuple[int, int]]:
+        """(device, inode) of the file at `path`, or of all files below it."""
+        child = self.get(path)
+        if child is None:
+            return set()
+        if child.directory is None:
+            return {(child.row.device, child.row.inode)}
+        found: set[tuple[int, int]] = set()
+        stack = [child.directory]
+        while stack:
+            sql = "SELECT device, inode, directory FROM entries WHERE parent=?"
+            for device, inode, directory in self._db.execute(sql, (stack.pop(),)).fetchall():
+                if directory is None:
+                    found.add((device, inode))
+                else:
+                    stack.append(directory)
+        return found
 
     def remove(self, path: bytes) -> int:
         """Forget `path` and all below it; how many entries that were."""

@@ -108,6 +108,10 @@ class Retries:
         """When to ask `due` again; None while nothing is in trouble."""
         return min((trouble.due for trouble in self._troubles.values()), default=None)
 
+    def most_tries(self) -> int:
+        """Of the path that was tried most often; 0 when nothing is in trouble."""
+        return max((trouble.tries for trouble in self._troubles.values()), default=0)
+
     def troubles(self) -> tuple[Trouble, ...]:
         """All of them, those in trouble for longest first: for `syncd status`, and to be stored."""
         return tuple(sorted(self._troubles.values(), key=lambda trouble: (trouble.since, trouble.path)))

@@ -22,15 +22,17 @@ from core.tokens import token_sha256
 from syncd.copy import io_child, unsigned
 from syncd.copy.child_status import Activity
 from syncd.copy.io_child import Follower
+from syncd.copy.note import encode_changes
 from syncd.model import Change, Entry, Kind, Op
 from syncd.publish.plan import make_plan
 from syncd.publish.steps import Do, Ranks
 from syncd.source.io_origin import Origin
 from syncd.store.io_offer import Catalogue
 from syncd.store.io_signer import read_key
+from syncd.store.io_store import close_store, open_store, set_fact, transaction
 from syncd.store.manifest import Leaf, ManifestError, decode_listing, encode_listing
 from syncd.store.signed_root import public_key
-from syncd.transfer import io_parent, rsync, wire
+from syncd.transfer import io_parent, rsync, streams, wire
 from syncd.transfer.change_codec import pack_changes, unpack_changes
 from syncd.transfer.io_parent import Parent, ParentError
 from syncd.transfer.io_rsync import own_ids
@@ -393,3 +395,22 @@ async def test_a_copy_forgets_what_all_its_children_have(nodes: Nodes, monkeypat
         follower.look()
         while await floor() < reached:
             await asyncio.sleep(0.01)
+
+
+async def test_what_waits_in_vain_is_found_by_comparing(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent told of a file, and its word that the file is gone was lost: nothing in the journal ends the wait."""
+    monkeypatch.setattr(streams, "FIRST_RETRY_S", 0.01)
+    nodes.write("d/a")
+    async with nodes.following() as follower:
+        await nodes.until_current(follower)
+    told = (Change(0, Op.UPSERT, b"ghost", Entry(b"ghost", Kind.FILE, 0o644, 3, 1)), Change(0, Op.DELETE, b"d/gone"))
+    db = open_store(nodes.home / "state" / "copy.db")
+    with transaction(db):
+        set_fact(db, "later", encode_changes(told))
+    close_store(db)
+    async with nodes.following() as follower:
+        await nodes.until_current(follower)
+        nodes.write("d/b")
+        await until(lambda: "d/b" in names(nodes.copied))
+        await until(lambda: follower.status.activity is Activity.CURRENT)
+        assert not follower.status.troubles
