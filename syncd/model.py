@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
+from typing import NamedTuple
 
 from core.errors import NearpathError
 
@@ -29,10 +30,20 @@ def check_path(path: bytes) -> bytes:
         return path
     if len(path) > MAX_PATH_BYTES:
         raise PathError(f"a path of {len(path)} bytes", f"{MAX_PATH_BYTES} are allowed")
-    for name in path.split(b"/"):
-        if name in (b"", b".", b"..") or len(name) > MAX_NAME_BYTES or b"\0" in name:
-            raise PathError(f"{path!r} is not a path below a tree", "the sender is broken or hostile")
+    above, slash, name = path.rpartition(b"/")
+    if not _is_name(name) or (slash and not _are_names(above)):
+        raise PathError(f"{path!r} is not a path below a tree", "the sender is broken or hostile")
     return path
+
+
+def _is_name(name: bytes) -> bool:
+    return name not in (b"", b".", b"..") and len(name) <= MAX_NAME_BYTES and b"\0" not in name
+
+
+@lru_cache(maxsize=512)
+def _are_names(path: bytes) -> bool:
+    """Remembered, since neighbours in a batch lie in the same few directories."""
+    return all(_is_name(name) for name in path.split(b"/"))
 
 
 class Kind(Enum):
@@ -43,8 +54,7 @@ class Kind(Enum):
     SYMLINK = "l"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One name in a tree, as `lstat` tells it.
 
     `mode` holds the permission bits only. `size` in bytes counts for files, `target` for symlinks; 0 and b"" otherwise.
@@ -74,8 +84,7 @@ class Op(Enum):
     """the entry, with all below it, was moved from `source`; nothing else about it changed"""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One line of a journal. `entry` comes with UPSERT and RENAME, `source` with RENAME.
 
     `source` with UPSERT of a file: another name of the same file (a hard link), as far as the sender knows.

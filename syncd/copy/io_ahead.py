@@ -12,12 +12,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from core.errors import NearpathError
 from syncd.copy.io_copy import Copy
 from syncd.model import Change, Entry
+from syncd.source.row import Written
 from syncd.transfer.wire import Batch, Behind, Cursor
 
 WORTH = 500
@@ -35,18 +36,23 @@ class Pages(Protocol):
         """What came after `after`."""
 
     async def files(
-        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True
+        self,
+        tree: str,
+        entries: Sequence[Entry],
+        stage: bytes,
+        hard_links: bool = True,
+        written: Written | None = None,
     ) -> dict[bytes, str]:
-        """Bring small files into `stage`; those that did not come."""
+        """Bring small files into `stage`, and add what was written to `written`; those that did not come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An answer to a question asked at `asked_s` (monotonic); `staged`: paths whose files lie in the stage already."""
+    """An answer to a question asked at `asked_s` (monotonic); `staged`: files that lie in the stage already."""
 
     answer: Batch | Behind
     asked_s: float
-    staged: frozenset[bytes] = frozenset()
+    staged: Written = field(default_factory=dict)
 
 
 Choose = Callable[[Copy, Sequence[Change]], Awaitable[Sequence[Entry]]]
@@ -113,13 +119,16 @@ class Ahead:
             return None
         if not entries:
             return page
+        staged: Written = {entry.path: None for entry in entries}
         try:
             stage = await asyncio.to_thread(copy.clear_ahead)
-            failed = await parent.files(self._tree, entries, stage, self._hard_links)
+            failed = await parent.files(self._tree, entries, stage, self._hard_links, staged)
         except (NearpathError, OSError):
             await self._clear(copy)
             return page
-        return replace(page, staged=frozenset(entry.path for entry in entries) - failed.keys())
+        for path in failed:
+            staged.pop(path, None)
+        return replace(page, staged=staged)
 
     async def _page(self, parent: Pages, published: Cursor, after: Cursor) -> Page:
         if self._next is not None and self._next[:2] == (parent, after):

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from core.config_sync import Tree
 from core.errors import NearpathError
 from core.io_config_sync import work_directory
-from syncd.copy.io_record import record_upserts
+from syncd.copy.io_record import brought, record_upserts
 from syncd.copy.note import Note, decode_changes, decode_note, encode_changes, encode_note
 from syncd.model import UNTOLD, Change, Entry, Op
 from syncd.publish import io_publish, io_version
@@ -31,7 +31,7 @@ from syncd.publish.plan import Plan, make_plan
 from syncd.publish.steps import Intent, PublishError, Ranks, Step, touched
 from syncd.source.io_compare import Comparer, Depth
 from syncd.source.io_scan import Disk, Gone, Trouble
-from syncd.source.row import Row, to_entry
+from syncd.source.row import Row, Written, to_entry
 from syncd.store.io_index import Index, Size
 from syncd.store.io_journal import Draft, Journal
 from syncd.store.io_store import close_store, fact, hold_directory, open_store, set_fact, transaction
@@ -47,6 +47,9 @@ REFUSED = -1
 
 MAX_REFUSED = 100
 """So many paths are named; people fix them at the origin one by one."""
+
+
+_NOTHING: Mapping[bytes, Row] = {}
 
 
 class CopyError(NearpathError):
@@ -180,27 +183,33 @@ class Copy:
         """What was fetched ahead is for the next batch now."""
         io_publish.take_ahead(self.layout)
 
-    def check_staged(self, steps: Sequence[Step]) -> dict[bytes, str]:
+    def check_staged(self, steps: Sequence[Step], staged: Written) -> dict[bytes, str]:
         """Files that the steps need and that did not come; see `io_publish.check_staged`."""
-        return io_publish.check_staged(self.layout, steps)
+        return io_publish.check_staged(self.layout, steps, staged)
 
     # -- publishing
 
-    def publish(self, steps: Sequence[Step], note: Note) -> None:
-        """Do the steps, durably, and record the note. PublishError, DiskFull: `recover` goes on from there later."""
+    def publish(self, steps: Sequence[Step], note: Note, staged: Written | None = None) -> None:
+        """Do the steps, durably, and record the note. PublishError, DiskFull: `recover` goes on from there later.
+
+        `staged`: what is known of the files in the stage. A directory that is brought whole changes none of them: they are
+        recorded as they were written, without another look.
+        """
         self.check_place()
         number = 1 + max(int(fact(self._db, "published") or 0), self._newest_version())
         intent = Intent(number, tuple(steps), encode_note(note))
         if not steps:
             self._record(note, intent)
             return
+        known: dict[bytes, Row] = {}
         if self._is_atomic:
             io_version.publish_version(self._versions, intent, time.time())
         else:
             intent = replace(intent, steps=io_publish.bring_whole(self.layout, intent.steps, self.ranks))
+            known = brought(intent.steps, staged or {})
             io_publish.begin(self.layout, intent)
             io_publish.run(self.layout, begun=intent)
-        self._record(note, intent)
+        self._record(note, intent, known)
         self._finish(intent)
 
     def tidy(self) -> int:
@@ -312,10 +321,10 @@ class Copy:
 
     # -- recording
 
-    def _record(self, note: Note, intent: Intent) -> None:
+    def _record(self, note: Note, intent: Intent, known: Mapping[bytes, Row] = _NOTHING) -> None:
         with self._indexing():
             # With a part held back the disk is not what the changes say: it is asked what it is.
-            drafts = self._look(touched(intent.steps)) if note.later else self._play(note)
+            drafts = self._look(touched(intent.steps)) if note.later else self._play(note, known)
             self.journal.append(drafts, time.time())
             set_fact(self._db, "later", encode_changes(note.later))
             set_fact(self._db, "published", intent.number)
@@ -324,7 +333,7 @@ class Copy:
             if note.cursor is not None:
                 self._set_cursor(note.cursor)
 
-    def _play(self, note: Note) -> list[Draft]:
+    def _play(self, note: Note, known: Mapping[bytes, Row]) -> list[Draft]:
         """Bring the index to where the changes bring the tree; the drafts of the same for our children."""
         drafts: list[Draft] = []
         disk = Disk(self.root)
@@ -332,7 +341,7 @@ class Copy:
         try:
             if not refused and all(change.op is Op.UPSERT and not change.source for change in note.changes):
                 paths = dict.fromkeys(change.path for change in note.changes)
-                found = record_upserts(self.index, disk, list(paths))
+                found = record_upserts(self.index, disk, list(paths), known)
                 if found is not None:
                     return found
             for change in note.changes:

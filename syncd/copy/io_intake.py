@@ -23,6 +23,7 @@ from syncd.publish.guard import DeleteLimits, Objection, RecentDeletes, Reserve,
 from syncd.publish.io_publish import DiskFull
 from syncd.publish.plan import Fetch, Plan
 from syncd.publish.steps import Do, hold_back
+from syncd.source.row import Written
 from syncd.store.coalesce import coalesce
 from syncd.transfer.io_parent import ParentError, ParentRefuses
 from syncd.transfer.io_rsync import pull_all
@@ -62,7 +63,12 @@ class Supplier(Protocol):
     """whether small files may be asked for with `files`"""
 
     async def files(
-        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True
+        self,
+        tree: str,
+        entries: Sequence[Entry],
+        stage: bytes,
+        hard_links: bool = True,
+        written: Written | None = None,
     ) -> dict[bytes, str]:
         """Bring small files into the directory `stage`; those that did not come, with the reason."""
 
@@ -153,11 +159,11 @@ class Intake:
         parent: Supplier,
         changes: Sequence[Change],
         cursor: Cursor | None,
-        staged: frozenset[bytes] = frozenset(),
+        ahead: Written | None = None,
     ) -> None:
         """Fetch and publish changes, and record that the copy is at `cursor` then. Raises what stops it.
 
-        `staged`: files that lie in the stage already, fetched for just these changes.
+        `ahead`: files that lie in the stage already, fetched for just these changes.
         """
         now = time.monotonic()
         later, kept = await self._work(lambda: (copy.later(), copy.recent_deletes()))
@@ -175,11 +181,11 @@ class Intake:
         for change in changes:
             self.retries.forget(change.path)  # there is news of it: what was wrong with it before says nothing
         await self._hook("before", plan)
-        if not staged or later:
-            staged = frozenset()
+        staged: Written = {} if ahead is None or later else ahead
+        if not staged:
             await self._work(copy.clear_stage)
         failed = await self._fetch(copy, parent, plan, now, staged)
-        failed |= await self._work(lambda: copy.check_staged(plan.steps))
+        failed |= await self._work(lambda: copy.check_staged(plan.steps, staged))
         steps, waiting = hold_back(plan.steps, failed, copy.ranks)
         if waiting and self.tree.mode == "atomic":
             raise Incomplete(
@@ -194,7 +200,7 @@ class Intake:
         note = Note(every, waiting, tuple(path for path, _ in plan.refused), cursor, counted)
         # How far the fetching came stays to be seen: a first sync is fetched and published in turns.
         self.board.update(activity=Activity.PUBLISHING)
-        await self._work(lambda: copy.publish(steps, note))
+        await self._work(lambda: copy.publish(steps, note, staged))
         self.approved = ""
         refused = dict(self.board.status.refused_paths) | dict(plan.refused)
         if refused:
@@ -234,10 +240,8 @@ class Intake:
         reserve = Reserve(self.tree.reserve.size, self.tree.reserve.share)
         return check_space(self.tree.path, size, files, copy.space(), reserve)
 
-    async def _fetch(
-        self, copy: Copy, parent: Supplier, plan: Plan, now: float, staged: frozenset[bytes]
-    ) -> dict[bytes, str]:
-        """Bring the files of a plan into the stage; those that did not come, with the reason.
+    async def _fetch(self, copy: Copy, parent: Supplier, plan: Plan, now: float, staged: Written) -> dict[bytes, str]:
+        """Bring the files of a plan that are not `staged` into the stage; those that did not come, with the reason.
 
         Indexes first: one is taken only as it was announced, so what it names is in this batch or was before; and at an
         origin that never rests, one that was fetched after all the payload would mostly be another by then.
@@ -255,14 +259,14 @@ class Intake:
                 wanted = [f for f in fetches if f.entry.path not in resting and f.entry.path not in staged]
                 failed |= {f.entry.path: resting[f.entry.path] for f in fetches if f.entry.path in resting}
                 if wanted:
-                    failed |= await self._bring(copy, parent, wanted, fetching)
+                    failed |= await self._bring(copy, parent, wanted, fetching, staged)
         finally:
             self.totals.fetched_files += fetching.done_files
             self.totals.fetched_bytes += fetching.done_bytes
         return failed
 
     async def _bring(
-        self, copy: Copy, parent: Supplier, fetches: Sequence[Fetch], fetching: Fetching
+        self, copy: Copy, parent: Supplier, fetches: Sequence[Fetch], fetching: Fetching, staged: Written
     ) -> dict[bytes, str]:
         options = self._options(copy)
         small, large = divide(fetches, options) if parent.has_files else ([], list(fetches))
@@ -270,7 +274,7 @@ class Intake:
         if small:
             entries = [fetch.entry for fetch in small]
             try:
-                failed |= await parent.files(self.name, entries, copy.layout.stage, hard_links=options.hard_links)
+                failed |= await parent.files(self.name, entries, copy.layout.stage, options.hard_links, staged)
                 fetching.took(len(small), sum(entry.size for entry in entries))
             except ParentRefuses:
                 raise
@@ -278,6 +282,8 @@ class Intake:
                 # An older parent, or one that serves under another user: rsync can do it all the same.
                 _log.info("files_by_rsync", tree=self.name, why=str(error))
                 large = list(fetches)
+                for fetch in large:
+                    staged.pop(fetch.entry.path, None)
         if not large:
             return failed
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import NearpathError
+from core.errors import MessageError, NearpathError
 from syncd.model import Change, Entry, Kind, Op
+from syncd.transfer.change_codec import pack_changes, unpack_changes
 from syncd.transfer.wire import Cursor
 
 
@@ -37,26 +38,28 @@ class Note:
 
 
 def encode_note(note: Note) -> bytes:
-    """Bytes of a note."""
+    """Bytes of a note: a line of JSON with all that is little, then the changes as a journal page has them."""
     cursor = [note.cursor.journal.hex(), note.cursor.sequence] if note.cursor else None
     refused = [path.decode("latin-1") for path in note.refused]
-    fields = [_rows(note.changes), _rows(note.later), refused, cursor, note.deletes]
-    return json.dumps(fields, separators=(",", ":")).encode()
+    fields = [len(note.changes), _rows(note.later), refused, cursor, note.deletes]
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n" + pack_changes(note.changes)
 
 
 def decode_note(data: bytes) -> Note:
     """The note in `data`; NoteError when it is damaged."""
     try:
-        changes, later, refused, cursor, *rest = json.loads(data)
-        deletes = rest[0] if rest else None  # an older syncd wrote none
+        line, _, packed = data.partition(b"\n")
+        changes, later, refused, cursor, *rest = json.loads(line)
+        deletes = rest[0] if rest else None
+        is_older = isinstance(changes, list)  # of a syncd that wrote all in the one line
         return Note(
-            tuple(_change(row) for row in changes),
+            tuple(_change(row) for row in changes) if is_older else unpack_changes(packed, changes),
             tuple(_change(row) for row in later),
             tuple(path.encode("latin-1") for path in refused),
             Cursor(bytes.fromhex(cursor[0]), int(cursor[1])) if cursor else None,
             None if deletes is None else tuple((float(at), int(count)) for at, count in deletes),
         )
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, MessageError) as error:
         raise NoteError("the note of a publish is damaged", "`syncd verify` finds what it left undone") from error
 
 

@@ -22,11 +22,12 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from syncd.publish.io_below import Below, remove_all
 from syncd.publish.io_steps import PROGRESS, Doer, is_as_announced
 from syncd.publish.steps import Do, Intent, PublishError, Ranks, Step, decode_intent, encode_intent, touched
+from syncd.source.row import Written
 
 _ROOMS = (b"stage", b"slots", b"fresh", b"trash", b"ahead")
 BOOT_ID = b"/proc/sys/kernel/random/boot_id"
@@ -80,12 +81,19 @@ def prepare(layout: Layout) -> None:
             )
 
 
-def check_staged(layout: Layout, steps: Sequence[Step]) -> dict[bytes, str]:
-    """Files that the steps need and that did not come as announced, each with the reason (for `hold_back`)."""
+def check_staged(layout: Layout, steps: Sequence[Step], staged: Written | None = None) -> dict[bytes, str]:
+    """Files that the steps need and that did not come as announced, each with the reason (for `hold_back`).
+
+    `staged`: what this process wrote there itself, as announced, which needs no look.
+    """
     failed: dict[bytes, str] = {}
+    written = {} if staged is None else staged
     with Below(layout.stage) as stage:
         for step in steps:
             if step.do is Do.PUT and step.entry is not None:
+                row, entry = written.get(step.path), step.entry
+                if row is not None and row.size == entry.size and row.mtime_ns == entry.mtime_ns:
+                    continue
                 found = stage.stat(step.path)
                 if not is_as_announced(found, step.entry):
                     failed[step.path] = _unlike(found)
@@ -104,7 +112,8 @@ def bring_whole(layout: Layout, steps: Sequence[Step], ranks: Ranks) -> tuple[St
     """`steps` with directories that are brought in one rename instead of file by file: after `hold_back`, before `begin`.
 
     Those that are new, and for which exactly the payload lies in staging that is put into them: then nothing is visible
-    sooner than anything that must come before it. A new directory with an index in it is still made, and filled.
+    sooner than anything that must come before it. A new directory with an index in it is still made, and filled. Files
+    that come with their directory need no step of their own any more.
     """
     new = {step.path: step for step in steps if step.do is Do.MAKE and step.entry is not None}
     if not new:
@@ -122,7 +131,10 @@ def bring_whole(layout: Layout, steps: Sequence[Step], ranks: Ranks) -> tuple[St
             entry = new[path].entry
             if entry is not None and _is_whole(stage, path, wanted[path], whole, entry.mode | 0o700):
                 whole.add(path)
-    return tuple([replace(step, do=Do.BRING) if step.do is Do.MAKE and step.path in whole else step for step in steps])
+    if not whole:
+        return tuple(steps)
+    left = [step for step in steps if step.do is not Do.PUT or step.path.rpartition(b"/")[0] not in whole]
+    return tuple([step._replace(do=Do.BRING) if step.do is Do.MAKE and step.path in whole else step for step in left])
 
 
 def _is_whole(stage: Below, path: bytes, files: set[bytes], whole: set[bytes], mode: int) -> bool:

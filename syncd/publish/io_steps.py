@@ -83,10 +83,8 @@ class Doer:
         return False
 
     def _put_quickly(self, step: Step) -> bool:
-        path, above = step.path, step.path.rpartition(b"/")[0]
-        if above in self.brought:
-            return True
-        to_fd = self.tree.directory(above)
+        path = step.path
+        to_fd = self.tree.directory(path.rpartition(b"/")[0])
         try:
             from_fd, name = self.work.at(b"stage/" + path)
             found = os.stat(name, dir_fd=from_fd, follow_symlinks=False)
@@ -317,14 +315,30 @@ class Doer:
 
     def sync_staged(self, steps: Sequence[Step]) -> None:
         """Contents first: a name must not reach the disk before what it stands for."""
-        staged = [step.path for step in steps if step.do is Do.PUT]
-        if len(staged) > SYNC_EACH:
-            sync_file_system(self.work.fd)
-            return
+        staged: list[bytes] = []
+        for step in steps:
+            if step.do is Do.PUT:
+                staged.append(step.path)
+            elif step.do is Do.BRING:
+                staged += self._files_in(step.path)
+            if len(staged) > SYNC_EACH:
+                sync_file_system(self.work.fd)
+                return
         for path in staged:
             if self.work.stat(b"stage/" + path) is not None:
                 fd, name = self.work.at(b"stage/" + path)
                 self._sync(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd))
+
+    def _files_in(self, path: bytes) -> list[bytes]:
+        """The files in the staged directory `path`."""
+        if not is_directory(self.work.stat(b"stage/" + path)):
+            return []  # it was brought before
+        fd = self.work.open_directory(b"stage/" + path)
+        try:
+            with os.scandir(fd) as found:
+                return [path + b"/" + os.fsencode(each.name) for each in found if each.is_file(follow_symlinks=False)]
+        finally:
+            os.close(fd)
 
     def sync_tree(self, steps: Sequence[Step]) -> None:
         """Every name that changed is on disk."""

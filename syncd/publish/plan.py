@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from syncd.model import UNTOLD, Change, Entry, Kind
 from syncd.publish.final_tree import FinalTree, Have, Node, join
 from syncd.publish.steps import Do, Ranks, Step, stays_inside
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(NamedTuple):
     """A file to bring into staging. `exact`: what lies at its path now has its size and mtime: only contents can tell."""
 
     entry: Entry
@@ -400,7 +400,7 @@ class _Steps:
 
 
 def _at(entry: Entry, path: bytes) -> Entry:
-    return entry if entry.path == path else replace(entry, path=path)
+    return entry if entry.path == path else entry._replace(path=path)
 
 
 def _is_same_content(known: Entry, entry: Entry) -> bool:

@@ -19,6 +19,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from core.errors import NearpathError
 from syncd.model import Change, Entry, Kind, Op, check_path
@@ -53,8 +54,7 @@ class Do(Enum):
     """mode, and mtime unless UNTOLD, of what is at `path`"""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step of a publish; `source`, `slot` and `entry` as its `do` needs them."""
 
     do: Do

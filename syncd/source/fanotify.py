@@ -49,6 +49,8 @@ _DFID_NAME = 2
 _DFID = 3
 _OLD_DFID_NAME = 10
 _NEW_DFID_NAME = 12
+_MAY_BE_OURS = RENAME | ONDIR | Q_OVERFLOW
+"""With one of these an event may be of the tree though the directory it tells first is not."""
 _WITH_HANDLE = frozenset({_FID, _DFID_NAME, _DFID, _OLD_DFID_NAME, _NEW_DFID_NAME})
 
 MAX_EVENT_BYTES = 4096
@@ -121,11 +123,26 @@ class Decoder:
 def tells_of(data: bytes, known: Known) -> tuple[int, bool]:
     """(whole events looked at, whether one of them is of what is `known`); nothing is decoded behind the first that is."""
     count = 0
+    foreign = b""
     for mask, at, end in _events(data):
         count += 1
+        is_plain = not mask & _MAY_BE_OURS
+        # Most events of a busy directory come one after the other: the same handle as before, then, and only that is seen.
+        if is_plain and foreign and data.startswith(foreign, at + _RECORD.size):
+            continue
         if _event(mask, data, at, end, known) is not None:
             return count, True
+        foreign = _handle_at(data, at) if is_plain else b""
     return count, False
+
+
+def _handle_at(data: bytes, at: int) -> bytes:
+    """File system and handle of the record at `at`; b"" unless it is that of a directory with a name."""
+    kind, _, _ = _RECORD.unpack_from(data, at)
+    if kind != _DFID_NAME:
+        return b""
+    handle_bytes, _ = _HANDLE.unpack_from(data, at + _RECORD.size + _FSID_BYTES)
+    return data[at + _RECORD.size : at + _RECORD.size + _FSID_BYTES + _HANDLE.size + handle_bytes]
 
 
 def _events(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -160,7 +177,7 @@ def _event(mask: int, data: bytes, at: int, end: int, known: Known | None) -> Ev
             elif kind == _NEW_DFID_NAME:
                 new_directory, new_name = number, _name_at(data, name_at, at + record_bytes)
             else:
-                if known is not None and number not in known and not mask & (RENAME | ONDIR | Q_OVERFLOW):
+                if known is not None and number not in known and not mask & _MAY_BE_OURS:
                     return None  # the commonest of foreign events: not looked into any further
                 directory = number
                 name = _name_at(data, name_at, at + record_bytes) if kind != _DFID else SELF

@@ -30,7 +30,7 @@ MAX_UNSIGNED_S = 2.0
 """or this long after the first change that it does not cover."""
 BURST = 10_000
 """With so many changes that it does not cover, hashing them takes long, and from children who are fetching them:"""
-BURST_REST_S = 1.0
+BURST_REST_S = 3.0
 MAX_BURST_UNSIGNED_S = 20.0
 """then it waits for a longer rest, and for longer."""
 TRIM_EVERY_S = 600.0

@@ -177,8 +177,7 @@ class Disk:
         return _sure_ns(os.fstat(fd).st_ctime_ns)
 
     def _list_one(self, listing: Listing, fd: int, name: bytes, found: os.DirEntry[str]) -> None:
-        path = listing.path + b"/" + name if listing.path else name
-        if len(path) > MAX_PATH_BYTES:
+        if len(listing.path) + bool(listing.path) + len(name) > MAX_PATH_BYTES:
             self.skipped.too_long += 1
             return
         try:

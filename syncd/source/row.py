@@ -35,6 +35,16 @@ class Row(NamedTuple):
         return stat.S_ISDIR(self.mode)
 
 
+Written = dict[bytes, Row | None]
+"""Files that lie in the stage of a copy, by path: as this process wrote them, and as they stay until they are published,
+since nothing else comes there; None: something is known to lie there, and no more."""
+
+
+def as_sure(row: Row, now_ns: int) -> Row:
+    """`row` of a file that was looked at before `now_ns` (wall clock), its ctime UNSURE when it was racy still."""
+    return row if abs(now_ns - row.ctime_ns) >= RACY_NS else row._replace(ctime_ns=UNSURE)
+
+
 def kind_of(mode: int) -> Kind | None:
     """What is replicated of a st_mode; None for devices, sockets and fifos."""
     form = stat.S_IFMT(mode)

@@ -10,7 +10,6 @@ follows), and missing directories above a rename's destination are made (their u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from syncd.model import Change, Kind, Op
 
@@ -52,7 +51,7 @@ def _links_last(upserts: list[Change]) -> list[Change]:
     links = [change for change in upserts if change.source and told.get(change.source, -1) <= change.sequence]
     names = {change.path for change in links}
     others = [
-        change if not change.source else replace(change, source=b"") for change in upserts if change.path not in names
+        change if not change.source else change._replace(source=b"") for change in upserts if change.path not in names
     ]
     return others + sorted(links, key=lambda change: change.sequence)
 
@@ -124,7 +123,7 @@ def _needed_deletes_and_renames(changes: Sequence[Change]) -> list[Change]:
 def _renamed(change: Change, path: bytes) -> Change:
     if change.path == path:
         return change
-    return replace(change, path=path, entry=replace(change.entry, path=path) if change.entry else None)
+    return change._replace(path=path, entry=change.entry._replace(path=path) if change.entry else None)
 
 
 def _names(path: bytes) -> list[bytes]:

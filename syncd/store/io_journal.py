@@ -10,12 +10,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from syncd.model import Change, Op
 from syncd.source.row import Row, to_entry
 from syncd.store.coalesce import coalesce
 from syncd.store.io_store import fact, set_fact, transaction
+from syncd.transfer.change_codec import PackedChanges, pack_upserts
 
 MAX_CHANGES = 2_000_000
 """How many changes are kept for the slowest child: about 300 MB. Comparing manifests is cheaper than reading more."""
@@ -27,6 +28,10 @@ MAX_PAGE = 50_000
 _MAX_CHILDREN = 10_000
 _MAX_CHILD_LEN = 255
 _OPS = {op.value: op for op in Op}
+_UPSERT = Op.UPSERT.value
+_INSERT = "INSERT INTO changes (sequence, op, path, source, at_s, mode, size, mtime_ns, target) VALUES (%s)"
+_Row = tuple[Any, ...]
+"""Of the table of changes, without the time."""
 
 
 class Draft(NamedTuple):
@@ -42,7 +47,7 @@ class Draft(NamedTuple):
 class Page:
     """Changes after a cursor, coalesced; `cursor` is where to go on from, once they are applied durably."""
 
-    changes: tuple[Change, ...]
+    changes: Sequence[Change]
     cursor: int
     last: int
     """the newest sequence number there is: `last - cursor` is how far behind the child is then"""
@@ -80,19 +85,22 @@ class Journal:
     # -- within a transaction
 
     def append(self, drafts: Sequence[Draft], at_s: float) -> int:
-        """Write changes down; the sequence number of the last."""
-        last = self.last()
-        nothing = (None,) * len(Row._fields)
-        codes = {op: code for code, op in _OPS.items()}
-        rows = [
-            (last + i, codes[op], path, source, at_s, *(row or nothing))
-            for i, (op, path, row, source) in enumerate(drafts, 1)
-        ]
-        self._db.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", rows)
-        if rows:
-            last += len(rows)
-            set_fact(self._db, "last_sequence", last)
-        return last
+        """Write changes down, but for what only this node knows of a row; the sequence number of the last."""
+        upserts: list[tuple[Any, ...]] = []
+        others: list[tuple[Any, ...]] = []
+        sequence = last = self.last()
+        for sequence, (op, path, row, source) in enumerate(drafts, last + 1):
+            if op is Op.UPSERT and row is not None and not source:
+                upserts.append((sequence, path, at_s, row.mode, row.size, row.mtime_ns, row.target))
+            elif row is not None:
+                others.append((sequence, op.value, path, source, at_s, row.mode, row.size, row.mtime_ns, row.target))
+            else:
+                others.append((sequence, op.value, path, source, at_s, None, None, None, None))
+        self._db.executemany(_INSERT % "?,'u',?,x'',?,?,?,?,?", upserts)
+        self._db.executemany(_INSERT % "?,?,?,?,?,?,?,?,?", others)
+        if sequence > last:
+            set_fact(self._db, "last_sequence", sequence)
+        return sequence
 
     def append_baseline(self) -> int:
         """The tree changed in a way that is not written down change by change (its first reading): raise the floor."""
@@ -107,14 +115,14 @@ class Journal:
         last = self.last()
         if after < self.floor() or after > last or last - after > limit:
             return None
-        return self._changes(after, limit)
+        return [_change(row) for row in self._rows(after, limit)]
 
     # -- on their own
 
     def read(self, journal_id: bytes, after: int, limit: int = 10_000) -> Page | CompareManifests:
         """What came after the cursor `after` of the journal `journal_id`, made of at most `limit` written changes.
 
-        An empty page means that the child is up to date.
+        An empty page means that the child is up to date. Upserts alone, most pages of a burst, come as bytes.
         """
         limit = max(1, min(limit, MAX_PAGE))
         self._db.execute("BEGIN")
@@ -126,21 +134,25 @@ class Journal:
                 return CompareManifests(last, f"the cursor {after} is ahead of the journal, which ends at {last}")
             if after < floor:
                 return CompareManifests(last, f"the cursor {after} is below {floor}, where the journal starts")
-            changes = self._changes(after, limit)
+            rows = self._rows(after, limit)
         finally:
             self._db.execute("COMMIT")
-        return Page(tuple(coalesce(changes)), changes[-1].sequence if changes else after, last)
+        if not rows:
+            return Page((), after, last)
+        if any(row[1] != _UPSERT or row[3] for row in rows):
+            return Page(tuple(coalesce([_change(row) for row in rows])), rows[-1][0], last)
+        # As `coalesce` does it: each path once, what is in a directory right behind it.
+        newest = {row[2]: row for row in rows}
+        ordered = [newest[path] for path in sorted(newest, key=lambda path: path.replace(b"/", b"\0"))]
+        packed = pack_upserts([(row[0], row[2], *row[4:]) for row in ordered])
+        return Page(PackedChanges(packed, len(ordered)), rows[-1][0], last)
 
-    def _changes(self, after: int, limit: int) -> list[Change]:
-        rows = self._db.execute(
-            "SELECT sequence, op, path, source, mode, size, mtime_ns, ctime_ns, device, inode, target FROM changes "
+    def _rows(self, after: int, limit: int) -> list[_Row]:
+        return self._db.execute(
+            "SELECT sequence, op, path, source, mode, size, mtime_ns, target FROM changes "
             "WHERE sequence>? ORDER BY sequence LIMIT ?",
             (after, limit),
-        )
-        return [
-            Change(sequence, _OPS[op], path, to_entry(path, Row._make(row)) if row[0] is not None else None, source)
-            for sequence, op, path, source, *row in rows
-        ]
+        ).fetchall()
 
     def move_cursor(self, child: str, sequence: int, now: float) -> None:
         """`child` has published everything up to `sequence`. A cursor may go back: the child was restored, say."""
@@ -180,3 +192,9 @@ class Journal:
             gone = self._db.execute("DELETE FROM changes WHERE sequence<=?", (floor,)).rowcount
             set_fact(self._db, "floor", floor)
             return gone
+
+
+def _change(row: _Row) -> Change:
+    sequence, op, path, source, mode, size, mtime_ns, target = row
+    entry = None if mode is None else to_entry(path, Row(mode, size, mtime_ns, 0, 0, 0, target))
+    return Change(sequence, _OPS[op], path, entry, source)

@@ -17,6 +17,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from core.errors import NearpathError
 from syncd.model import MAX_PATH_BYTES, Change, Entry, Kind, Op, check_path
@@ -39,8 +40,7 @@ class ManifestError(NearpathError):
     """A listing, or a signed root, that is not what it must be; the node that sent it is to blame."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """One line of a listing: the entry, and the hash of what lies below it when it is a directory."""
 
     entry: Entry

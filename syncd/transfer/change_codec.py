@@ -6,8 +6,10 @@ whatever is not of its form is a MessageError.
 
 from __future__ import annotations
 
+import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
 
 from core.errors import MessageError
 from syncd.model import MAX_PATH_BYTES, Change, Entry, Kind, Op, PathError, check_path
@@ -19,12 +21,55 @@ _MARK, _NO_KIND, _DIGEST_BYTES = b"/", b"-", 32
 _MAX_NUMBER = 2**63 - 1
 _OPS = {op.value.encode(): op for op in Op}
 _KINDS = {kind.value.encode(): kind for kind in Kind}
+_FORMS = {stat.S_IFREG: b"f", stat.S_IFDIR: b"d", stat.S_IFLNK: b"l"}
 _OP_CODES = {op: code for code, op in _OPS.items()}
 _KIND_CODES = {kind: code for code, kind in _KINDS.items()}
 
 
+class PackedChanges(Sequence[Change]):
+    """Changes that are bytes already; they are decoded only when somebody looks at one."""
+
+    def __init__(self, packed: bytes, count: int) -> None:
+        self.packed = packed
+        self._count = count
+        self._changes: tuple[Change, ...] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Change: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Change]: ...
+
+    def __getitem__(self, index: int | slice) -> Change | Sequence[Change]:
+        return self._unpacked()[index]
+
+    def __iter__(self) -> Iterator[Change]:
+        return iter(self._unpacked())
+
+    def _unpacked(self) -> tuple[Change, ...]:
+        if self._changes is None:
+            self._changes = unpack_changes(self.packed, self._count)
+        return self._changes
+
+
+def pack_upserts(rows: Iterable[tuple[int, bytes, int, int, int, bytes]]) -> bytes:
+    """As `pack_changes`, of upserts given as (sequence, path, st_mode, size, mtime_ns, target)."""
+    parts: list[bytes] = []
+    pack = _HEAD.pack
+    for sequence, path, mode, size, mtime_ns, target in rows:
+        form = _FORMS[stat.S_IFMT(mode)]
+        head = pack(b"u", sequence, form, _MARK, mode & 0o7777, size, mtime_ns, len(path), 0, len(target), 0)
+        parts += (head, path, target)
+    return b"".join(parts)
+
+
 def pack_changes(changes: Iterable[Change]) -> bytes:
     """Bytes of changes. What only one node knows of an entry (ctime, inode) stays there."""
+    if isinstance(changes, PackedChanges):
+        return changes.packed
     parts: list[bytes] = []
     for change in changes:
         entry, path, source = change.entry, change.path, change.source

@@ -17,6 +17,7 @@ from yarl import URL
 from core.errors import MessageError, NearpathError
 from core.io_token import read_token
 from syncd.model import Entry, Kind
+from syncd.source.row import Written
 from syncd.store.manifest import MAX_ASKED, MAX_LISTING_BYTES
 from syncd.store.signed_root import MAX_ROOT_BYTES
 from syncd.transfer import wire
@@ -137,13 +138,18 @@ class Parent:
         return wire.decode_links(body)
 
     async def files(
-        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True
+        self,
+        tree: str,
+        entries: Sequence[Entry],
+        stage: bytes,
+        hard_links: bool = True,
+        written: Written | None = None,
     ) -> dict[bytes, str]:
         """Bring small files (SMALL_FILE_BYTES) into the directory `stage`, each at its path; those that failed, and why.
 
         A file is written only when its size and time are those of its entry; "it vanished at the parent" (VANISHED of
         io_small) is not tried again, as with rsync. Names of one file that are asked for together become hard links.
-        DiskFull when there is no space: what was written before stays.
+        What was written is added to `written`. DiskFull when there is no space: what was written before stays.
         """
         for entry in entries:
             if entry.kind is not Kind.FILE or entry.size > wire.SMALL_FILE_BYTES:
@@ -157,7 +163,7 @@ class Parent:
                 answers = await ahead
                 asked, left = left[: len(answers)], left[len(answers) :]
                 ahead = asyncio.create_task(self._files(tree, left)) if left else None
-                work = asyncio.ensure_future(asyncio.to_thread(stage_files, stage, asked, answers, hard_links))
+                work = asyncio.ensure_future(asyncio.to_thread(stage_files, stage, asked, answers, hard_links, written))
                 try:
                     failed |= await asyncio.shield(work)
                 except asyncio.CancelledError:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from core import config_sync
 from syncd.model import Change, Entry
+from syncd.source.row import Written
 from syncd.transfer.io_parent import ParentError
 from syncd.transfer.io_rsync import end, environment
 from syncd.transfer.plain import look_arguments, parse_look, transport_of
@@ -35,7 +36,12 @@ class PlainParent:
         return self._transport
 
     async def files(
-        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True
+        self,
+        tree: str,
+        entries: Sequence[Entry],
+        stage: bytes,
+        hard_links: bool = True,
+        written: Written | None = None,
     ) -> dict[bytes, str]:
         """There is nobody to ask: everything comes by rsync."""
         raise NotImplementedError

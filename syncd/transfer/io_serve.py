@@ -208,7 +208,7 @@ class Server:
             answer = await self._source.journal(tree, after, limit)
             if answer is None:
                 raise _nothing_yet(tree)
-            if limit == 1 or isinstance(answer, wire.Behind) or _size_bound(answer) <= wire.MAX_BATCH_BYTES:
+            if limit == 1 or isinstance(answer, wire.Behind) or wire.size_of(answer) <= wire.MAX_BATCH_BYTES:
                 return answer
             limit = max(1, limit // 4)
 
@@ -393,13 +393,6 @@ def _there(answer: _T | None, tree: str) -> _T:
 
 def _nothing_yet(tree: str) -> web.HTTPException:
     return _refuse(503, f"tree {tree!r} has nothing to serve yet", {"Retry-After": "5"})
-
-
-def _size_bound(batch: wire.Batch) -> int:
-    """An upper bound of what `encode_batch` makes: every byte of a path takes three at most."""
-    fixed = 300  # the fields' names, five numbers and a digest
-    paths = (len(c.path) + len(c.source) + (len(c.entry.target) if c.entry else 0) for c in batch.changes)
-    return fixed + fixed * len(batch.changes) + 3 * sum(paths)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from syncd.model import Entry
 from syncd.publish.io_below import Below, is_directory, remove_all
 from syncd.publish.io_publish import explained
 from syncd.publish.steps import PublishError
+from syncd.source.row import Row, Written
 from syncd.transfer import wire
 from syncd.transfer.wire import Answer, Content, Lack, Linked
 
@@ -34,6 +35,8 @@ _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 # Non-blocking: what is a fifo by the time it is opened must not hang the thread.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+_MADE_WITH = 0o755
+"""Permissions that the usual umask leaves when a file is made: then nothing need be said about them again."""
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -52,7 +55,7 @@ def read_files(root: bytes, paths: Sequence[bytes], exclude: Sequence[str] = ())
 def _answers(tree: Below, paths: Sequence[bytes], exclude: Sequence[str]) -> Iterator[Answer]:
     links: dict[tuple[int, ...], int] = {}
     for index, path in enumerate(paths):
-        if is_excluded(path, exclude):
+        if exclude and is_excluded(path, exclude):
             yield Lack.GONE
             continue
         answer, found = _read_file(tree, path)
@@ -123,14 +126,19 @@ def _stamps(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def stage_files(
-    stage: bytes, entries: Sequence[Entry], answers: Sequence[Answer], hard_links: bool = True
+    stage: bytes,
+    entries: Sequence[Entry],
+    answers: Sequence[Answer],
+    hard_links: bool = True,
+    written: Written | None = None,
 ) -> dict[bytes, str]:
     """Write each file that came as its entry announced it to its path below `stage`; the others, each with the reason.
 
-    `answers` are to the first so many of `entries`. DiskFull, or another PublishError, when the disk refuses: files that
-    were written before stay, and a partial one does not.
+    `answers` are to the first so many of `entries`; what was written is added to `written`. DiskFull, or another
+    PublishError, when the disk refuses: files that were written before stay, and a partial one does not.
     """
     failed: dict[bytes, str] = {}
+    written = {} if written is None else written
     with Below(stage) as below:
         for entry, answer in zip(entries, answers, strict=False):
             link = b""
@@ -139,7 +147,7 @@ def stage_files(
                 if hard_links and first.path not in failed and _is_one_file(first, entry):
                     link = first.path
             try:
-                why = _stage(below, entry, answer, link)
+                why = _stage(below, entry, answer, link, written)
             except OSError as error:
                 if error.errno in _DISK_ERRORS:
                     raise explained(error, stage) from error
@@ -153,7 +161,7 @@ def _is_one_file(one: Entry, other: Entry) -> bool:
     return (one.mode, one.size, one.mtime_ns) == (other.mode, other.size, other.mtime_ns)
 
 
-def _stage(below: Below, entry: Entry, answer: Answer, link: bytes) -> str:
+def _stage(below: Below, entry: Entry, answer: Answer, link: bytes, written: Written) -> str:
     """Why the entry is not staged; empty when it is. `link`: the path of a staged file of which this is another name."""
     if isinstance(answer, Lack):
         return _WHY[answer]
@@ -162,11 +170,12 @@ def _stage(below: Below, entry: Entry, answer: Answer, link: bytes) -> str:
         return CHANGED
     if not link:
         try:
-            _write(*below.at(entry.path), entry, answer.content)
+            written[entry.path] = _write(*below.at(entry.path), entry, answer.content)
         except (FileExistsError, PublishError):
             _make_room(below, entry.path)
-            _write(*below.at(entry.path), entry, answer.content)
+            written[entry.path] = _write(*below.at(entry.path), entry, answer.content)
         return ""
+    written[link] = written[entry.path] = None  # a further name moves the ctime
     _make_room(below, entry.path)
     below.at(link)
     target, name = below.at(entry.path)
@@ -203,17 +212,24 @@ def _make_room(below: Below, path: bytes) -> None:
     os.rmdir(name, dir_fd=directory)
 
 
-def _write(directory: int, name: bytes, entry: Entry, content: bytes) -> None:
+def _write(directory: int, name: bytes, entry: Entry, content: bytes) -> Row:
     """The file whole, its time set last: what a crash leaves of it has another time, and is fetched again."""
-    fd = os.open(name, _WRITE, 0o600, dir_fd=directory)
+    fd = os.open(name, _WRITE, entry.mode & 0o777, dir_fd=directory)
     try:
-        written = os.write(fd, content) if content else 0
-        while written < len(content):
-            written += os.write(fd, content[written:])
-        os.fchmod(fd, entry.mode)  # after the content: writing takes setuid away
+        done = os.write(fd, content) if content else 0
+        while done < len(content):
+            done += os.write(fd, content[done:])
+        if entry.mode & ~_MADE_WITH:
+            os.fchmod(fd, entry.mode)  # after the content: writing takes setuid away
         os.utime(fd, ns=(time.time_ns(), entry.mtime_ns))
+        found = os.fstat(fd)
+        if stat.S_IMODE(found.st_mode) != entry.mode:  # an umask, or a default ACL, that is stricter than the usual
+            os.fchmod(fd, entry.mode)
+            os.utime(fd, ns=(time.time_ns(), entry.mtime_ns))
+            found = os.fstat(fd)
     except OSError:
         os.unlink(name, dir_fd=directory)
         raise
     finally:
         os.close(fd)
+    return Row(found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, 0, found.st_ino, b"")

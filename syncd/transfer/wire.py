@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from core.errors import MessageError
@@ -127,7 +127,7 @@ class Batch:
     origin's `version`.
     """
 
-    changes: tuple[Change, ...]
+    changes: Sequence[Change]
     cursor: Cursor
     last: int
     lag_s: float = 0.0
@@ -169,6 +169,11 @@ def encode_batch(batch: Batch) -> bytes:
     head |= {"lag_ms": min(round(batch.lag_s * 1000), MAX_SEQUENCE), "version": batch.version}
     line = json.dumps({**head, "changes": len(batch.changes)}).encode("ascii")
     return b"\n".join([line, pack_changes(batch.changes)])
+
+
+def size_of(batch: Batch) -> int:
+    """Bytes that `encode_batch` makes, at most."""
+    return 300 + len(pack_changes(batch.changes))
 
 
 def decode_batch(data: bytes) -> Batch:
@@ -266,8 +271,7 @@ class Lack(Enum):
     """the parent may not read it, or its disk cannot"""
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """A small file as it was when it was read whole."""
 
     mode: int
@@ -293,17 +297,19 @@ def encode_files(answers: Iterable[Answer]) -> list[bytes]:
     """Frames for the asked paths in their order, as many as fit; `answers` is not asked for more than one beyond that."""
     parts: list[bytes] = []
     total = 0
+    frame: tuple[bytes, ...]
     for answer in answers:
         if isinstance(answer, Content):
             if len(answer.content) > SMALL_FILE_BYTES:
                 raise ValueError(f"a file of {len(answer.content)} bytes; {SMALL_FILE_BYTES} are allowed")
-            head = _CONTENT.pack(_FOUND, answer.mode, len(answer.content), answer.mtime_ns)
-            frame = [head, answer.content]
+            frame = (_CONTENT.pack(_FOUND, answer.mode, len(answer.content), answer.mtime_ns), answer.content)
+            total += _CONTENT.size + len(answer.content)
         elif isinstance(answer, Linked):
-            frame = [_LINK.pack(_LINKED, answer.index)]
+            frame = (_LINK.pack(_LINKED, answer.index),)
+            total += _LINK.size
         else:
-            frame = [bytes([answer.value])]
-        total += sum(map(len, frame))
+            frame = (bytes([answer.value]),)
+            total += 1
         if total > MAX_FILES_BYTES:
             break
         parts += frame

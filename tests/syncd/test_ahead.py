@@ -14,6 +14,7 @@ from core.config_sync import Tree
 from syncd.copy.io_ahead import WORTH, Ahead, Page
 from syncd.copy.io_copy import Copy
 from syncd.model import Change, Entry, Kind, Op
+from syncd.source.row import Written
 from syncd.transfer.io_parent import ParentError
 from syncd.transfer.wire import Batch, Behind, Cursor
 
@@ -51,7 +52,7 @@ class Pages:
         return self.page(after.sequence)
 
     async def files(
-        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True
+        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True, written: Written | None = None
     ) -> dict[bytes, str]:
         self.linked.append(hard_links)
         for entry in entries:
@@ -106,8 +107,8 @@ def test_the_next_page_is_here_with_its_files_and_nothing_counts_as_published(co
         page = await ahead.take(copy, parent, at(WORTH))
         assert isinstance(page, Page)
         assert page.answer == parent.page(WORTH)
-        assert page.staged == {change.path for change in parent.page(WORTH).changes} - parent.lacking
-        assert page.staged < names(copy.layout.stage)
+        assert page.staged.keys() == {change.path for change in parent.page(WORTH).changes} - parent.lacking
+        assert page.staged.keys() < names(copy.layout.stage)
         assert names(copy.layout.ahead) == set()
         # The page behind it was asked for meanwhile, and is not asked for twice; what is published was told each time.
         ahead.begin(copy, parent, at(WORTH), parent.page(WORTH))
@@ -144,7 +145,7 @@ def test_a_page_whose_files_did_not_come_is_a_page_without_files(copy: Copy) -> 
         ahead.begin(copy, parent, at(0), parent.page(0))
         page = await ahead.take(copy, parent, at(WORTH))
         assert page is not None
-        assert page.staged == frozenset()
+        assert page.staged == {}
         assert names(copy.layout.stage) == {b"kept"}
         assert names(copy.layout.ahead) == set()
 

@@ -47,6 +47,7 @@ def test_new_directories_come_with_all_that_is_in_them(tmp_path: Path) -> None:
     steps = (make(b"d", 0o500), make(b"d/e", 0o711), make(b"d/empty"), put(layout, b"d/f"), put(layout, b"d/e/f"))
     steps = bring_whole(layout, steps, NO_INDEXES)
     assert shape(steps) == [("BRING", b"d"), ("BRING", b"d/e"), ("MAKE", b"d/empty")]
+    assert not [step for step in steps if step.do is Do.PUT], "they come with their directories"
     assert decode_intent(encode_intent(Intent(1, steps))).steps == steps
     inode = os.stat(os.path.join(layout.stage, b"d")).st_ino
     begin(layout, Intent(1, steps))

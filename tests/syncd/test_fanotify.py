@@ -132,6 +132,15 @@ def test_events_of_nothing_known_are_only_counted(known: set[int], kept: list[in
     )
 
 
+def test_a_busy_directory_elsewhere_hides_nothing_of_ours() -> None:
+    elsewhere = [Event(CREATE, X, b"f%d" % i, D if i % 2 else E) for i in range(9)]
+    ours, gone = Event(CREATE, D, b"g", E), Event(DELETE | ONDIR, X, b"d", D)
+    assert tells_of(b"".join(map(raw, elsewhere)), {D}) == (9, False)
+    for event in (ours, gone):
+        assert tells_of(b"".join(map(raw, [*elsewhere, event, *elsewhere])), {D}) == (10, True)
+    assert tells_of(b"".join(map(raw, elsewhere)), {X}) == (1, True)
+
+
 def test_handles_that_differ_in_anything_have_other_numbers() -> None:
     handles = [(1, b""), (1, b"\0"), (1, b"\0\0"), (2, b"\0"), (1, b"\1"), (-1, b"\0")]
     assert len({number_of(*handle) for handle in handles}) == len(handles)

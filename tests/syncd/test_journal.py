@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from syncd.model import Kind, Op
+from syncd.model import Change, Entry, Kind, Op
 from syncd.source.row import Row
 from syncd.store.io_index import Index
 from syncd.store.io_journal import CompareManifests, Draft, Journal, Page
 from syncd.store.io_store import StoreError, close_store, open_store, transaction
+from syncd.transfer.change_codec import PackedChanges, pack_changes
 
 DIRECTORY = Row(stat.S_IFDIR | 0o755, 0, 0, 0, 0, 1, b"")
 
@@ -248,3 +249,24 @@ def test_a_writer_killed_anywhere_leaves_index_and_journal_in_step(tmp_path: Pat
         assert sorted(c.sequence for c in page.changes) == list(range(1, last + 1))
         assert {e.path for e in Index(db).entries()} - {b""} == {b"%d" % i for i in range(1, last + 1)}
         close_store(db)
+
+
+def test_upserts_alone_come_as_the_bytes_that_their_changes_make(db: sqlite3.Connection) -> None:
+    link = Row(stat.S_IFLNK | 0o777, 0, 5, 0, 0, 9, b"f")
+    rows = {b"d": Row(stat.S_IFDIR | 0o755, 0, 5, 0, 0, 9, b""), b"d/f": file(2), b"d.x": file(3), b"d/l": link}
+    with transaction(db):
+        Journal(db).append([Draft(Op.UPSERT, path, row) for path, row in [(b"d/f", file(1)), *rows.items()]], 1.0)
+    page = read(db, 0)
+    assert isinstance(page, Page)
+    assert isinstance(page.changes, PackedChanges)
+    assert len(page.changes) == 4
+    assert [change.path for change in page.changes] == [b"d", b"d/f", b"d/l", b"d.x"], (
+        "what is in a directory behind it"
+    )
+    assert page.changes[1] == Change(3, Op.UPSERT, b"d/f", Entry(b"d/f", Kind.FILE, 0o644, 2, 5))
+    assert page.changes.packed == pack_changes(tuple(page.changes))
+    with transaction(db):
+        Journal(db).append([Draft(Op.DELETE, b"d.x")], 2.0)
+    page = read(db, 0)
+    assert isinstance(page, Page)
+    assert [change.op for change in page.changes].count(Op.DELETE) == 1

@@ -104,7 +104,7 @@ def test_one_change_in_a_large_tree_costs_a_question_a_level() -> None:
     ]
     mine = Tree({e.path: e for e in entries})
     theirs = mine.copy()
-    theirs.set(replace(theirs.entries[b"7/3/2"], mtime_ns=6))
+    theirs.set(theirs.entries[b"7/3/2"]._replace(mtime_ns=6))
     changes, asked = settle(Manifest(Counting(mine)), Manifest(Counting(theirs)))
     assert [(c.op, c.path) for c in changes] == [(Op.UPSERT, b"7/3/2")]
     assert asked == [(b"",), (b"7",), (b"7/3",)]
@@ -139,7 +139,7 @@ def test_everything_else_counts(other: Entry) -> None:
 def test_attributes_of_the_root_are_one_change_and_nothing_else(other: dict[str, int]) -> None:
     mine = random_tree(5)
     theirs = mine.copy()
-    theirs.set(replace(mine.top, **other))
+    theirs.set(mine.top._replace(**other))
     changes, asked = settle(Manifest(Counting(mine)), Manifest(Counting(theirs)))
     assert changes == [Change(0, Op.UPSERT, b"", theirs.top)]
     assert asked == [(b"",)]
@@ -160,14 +160,14 @@ def test_times_of_directories_and_symlinks_are_one_change(kind: Kind) -> None:
     mine = random_tree(6)
     path = next(path for path, entry in mine.entries.items() if entry.kind is kind)
     theirs = mine.copy()
-    theirs.set(replace(mine.entries[path], mtime_ns=-3))
+    theirs.set(mine.entries[path]._replace(mtime_ns=-3))
     changes, _ = settle(Manifest(Counting(mine)), Manifest(Counting(theirs)))
     assert changes == [Change(0, Op.UPSERT, path, theirs.entries[path])]
 
 
 def test_sealed_comparison_finds_rotten_content() -> None:
     good = Tree({b"f": Entry(b"f", Kind.FILE, 0o644, 3, 5, digest=b"a" * 32)})
-    rotten = Tree({b"f": replace(good.entries[b"f"], digest=b"b" * 32)})
+    rotten = Tree({b"f": good.entries[b"f"]._replace(digest=b"b" * 32)})
     assert settle(Manifest(Counting(rotten)), Manifest(Counting(good))) == ([], [(b"",)])
     (change,), _ = settle(Manifest(Counting(rotten), sealed=True), Manifest(Counting(good), sealed=True))
     assert change.entry == good.entries[b"f"]
@@ -313,7 +313,7 @@ def test_a_directory_that_is_not_what_was_promised_is_left_for_the_next_time() -
         }
     )  # fmt: skip
     late = there.copy()
-    late.set(replace(late.entries[b"d/f"], size=4))
+    late.set(late.entries[b"d/f"]._replace(size=4))
     now, then = Manifest(Counting(there)), Manifest(Counting(late))
     for answer in (then.listing_bytes(b"d"), None, b""):  # it moved on, it is gone, it was emptied
         found, _ = settle_with(

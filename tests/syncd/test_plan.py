@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -116,7 +115,7 @@ def coalesced(journal: list[Change]) -> list[Change]:
     for change in journal:
         if change.op is Op.UPSERT and change.entry is not None and change.entry.kind is Kind.SYMLINK:
             changes.append(delete(change.path))
-        changes.append(replace(change, source=b"") if change.op is Op.UPSERT else change)
+        changes.append(change._replace(source=b"") if change.op is Op.UPSERT else change)
     return coalesce(changes)
 
 
@@ -191,8 +190,8 @@ def test_a_renamed_directory_is_one_move() -> None:
 
 
 def swap(one: Entry, two: Entry) -> list[Change]:
-    changes = [rename(one.path, replace(one, path=b"tmp")), rename(two.path, replace(two, path=one.path))]
-    return [*changes, rename(b"tmp", replace(one, path=two.path))]
+    changes = [rename(one.path, one._replace(path=b"tmp")), rename(two.path, two._replace(path=one.path))]
+    return [*changes, rename(b"tmp", one._replace(path=two.path))]
 
 
 def test_swapped_files_are_never_away() -> None:
@@ -324,7 +323,7 @@ def test_what_is_put_into_a_directory_leaves_it_the_time_it_had() -> None:
     assert (shape(plan), attributes(plan)) == ([("PUT", b"d/f")], [(b"d", 0o750, 40)])
     plan = make_plan([upsert(file(b"d/f", 9)), upsert(directory(b"d", 0o750, 50))], have, NO_INDEXES)
     assert attributes(plan) == [(b"d", 0o750, 50)], "what the parent says now"
-    have.set(replace(have.entries[b"d"], mtime_ns=UNTOLD))
+    have.set(have.entries[b"d"]._replace(mtime_ns=UNTOLD))
     assert attributes(make_plan([upsert(file(b"d/f", 9))], have, NO_INDEXES)) == [], "nothing is known of it"
 
 
@@ -365,7 +364,7 @@ def test_attributes_of_the_root() -> None:
     assert make_plan([upsert(have.top)], have, NO_INDEXES).steps == ()
     plan = make_plan([upsert(root), delete(b"f")], have, NO_INDEXES)
     assert (shape(plan), attributes(plan)) == ([("DELETE", b"f")], [(b"", 0o711, 9)])
-    for change in (delete(b""), rename(b"f", root), upsert(replace(root, kind=Kind.FILE))):
+    for change in (delete(b""), rename(b"f", root), upsert(root._replace(kind=Kind.FILE))):
         with pytest.raises(PathError):
             make_plan([change], have, NO_INDEXES)
 
@@ -374,11 +373,11 @@ def test_parked_and_moved_directories_keep_their_times_and_so_do_those_they_left
     have = tree_of(
         *(directory(path, mtime_ns=number) for number, path in enumerate([b"x", b"x/a", b"y", b"y/b", b"y/b/c"], 10))
     )
-    changes = swap(replace(have.entries[b"x/a"], path=b"x/a"), replace(have.entries[b"y/b"], path=b"y/b"))
+    changes = swap(have.entries[b"x/a"]._replace(path=b"x/a"), have.entries[b"y/b"]._replace(path=b"y/b"))
     plan = make_plan(changes, have, NO_INDEXES)
     assert [name for name, _ in shape(plan)] == ["PARK", "MOVE", "UNPARK"]
     assert attributes(plan) == [(b"x", 0o755, 10), (b"y", 0o755, 12)]
-    parent = tree_of(*(replace(entry, path=path) for path, entry in swapped(have)))
+    parent = tree_of(*(entry._replace(path=path) for path, entry in swapped(have)))
     do_steps(have, plan.steps, parent)
     assert have.seen() == parent.seen()
 

@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,8 +109,8 @@ def test_a_time_of_zero_is_a_time_and_only_untold_is_none(tmp_path: Path) -> Non
         assert mtime_ns == UNTOLD or (root / "links/l").lstat().st_mtime_ns == found
     file = put(layout, b"f")
     assert file.entry is not None
-    assert check_staged(layout, [replace(file, entry=replace(file.entry, mtime_ns=UNTOLD))]) == {}
-    assert check_staged(layout, [replace(file, entry=replace(file.entry, mtime_ns=0))]).keys() == {b"f"}
+    assert check_staged(layout, [file._replace(entry=file.entry._replace(mtime_ns=UNTOLD))]) == {}
+    assert check_staged(layout, [file._replace(entry=file.entry._replace(mtime_ns=0))]).keys() == {b"f"}
 
 
 def test_every_kind_replaces_every_other(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from syncd.copy.io_record import record_upserts
+from syncd.copy.io_record import brought, record_upserts
+from syncd.model import Entry, Kind
+from syncd.publish.steps import Do, Step
 from syncd.source.io_scan import Disk
-from syncd.source.row import Row
+from syncd.source.row import UNSURE, Row, Written
 from syncd.store.io_index import Index
 from syncd.store.io_store import close_store, open_store, transaction
 
@@ -84,10 +87,10 @@ def test_the_disk_is_asked_and_drafts_say_what_it_has(tmp_path: Path, index: Ind
     (root / "outside").symlink_to(tmp_path)
     disk = Disk(os.fsencode(root))
     try:
-        assert record_upserts(index, disk, [b"d/f"]) is None, "nothing above it is indexed"
+        assert record_upserts(index, disk, [b"d/f"], {}) is None, "nothing above it is indexed"
         index.put(b"", row(DIRECTORY, 1))
         paths = [b"", b"d", b"d/f", b"d/gone", b"d/link", b"gone/f", b"outside/store.db", b"x" * 5000]
-        drafts = record_upserts(index, disk, paths)
+        drafts = record_upserts(index, disk, paths, {})
     finally:
         disk.close()
     assert drafts is not None
@@ -97,3 +100,30 @@ def test_the_disk_is_asked_and_drafts_say_what_it_has(tmp_path: Path, index: Ind
     assert found is not None
     assert found.row == drafts[2].row
     assert found.row.inode == (root / "d/f").stat().st_ino
+
+
+def test_what_came_in_a_whole_directory_is_recorded_as_it_was_written(tmp_path: Path, index: Index) -> None:
+    root = tmp_path / "tree"
+    (root / "d").mkdir(parents=True)
+    (root / "d/f").write_text("abc")
+    (root / "g").write_text("x")
+    entries = [Entry(path, Kind.FILE, 0o644, 3, 5) for path in (b"d/f", b"g", b"d/linked")]
+    written: Written = {entry.path: row(FILE, inode, 3) for inode, entry in enumerate(entries, 7)}
+    written[b"d/linked"] = None
+    steps = [Step(Do.BRING, b"d"), Step(Do.PUT, b"g", entry=entries[1])]
+    known = brought(steps, written)
+    assert known == {b"d/f": row(FILE, 7, 3)}, "a rename of the file itself moves its ctime, and so does a further name"
+    fresh = {b"d/f": row(FILE, 7, 3)._replace(ctime_ns=time.time_ns())}
+    assert brought(steps, fresh)[b"d/f"].ctime_ns == UNSURE
+    disk = Disk(os.fsencode(root))
+    try:
+        drafts = record_upserts(index, disk, [b"", b"d", b"d/f", b"g"], known)
+    finally:
+        disk.close()
+    assert drafts is not None
+    assert [draft.path for draft in drafts] == [b"", b"d", b"d/f", b"g"]
+    found = {path: index.get(path) for path in (b"d/f", b"g")}
+    assert found[b"d/f"] is not None
+    assert found[b"d/f"].row == known[b"d/f"]
+    assert found[b"g"] is not None
+    assert found[b"g"].row.inode == (root / "g").stat().st_ino

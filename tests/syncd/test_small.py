@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,8 @@ from syncd.model import Entry, Kind
 from syncd.publish.io_publish import DiskFull, Layout, check_staged
 from syncd.publish.plan import Fetch
 from syncd.publish.steps import Do, PublishError, Step
+from syncd.source.io_scan import Disk
+from syncd.source.row import Written
 from syncd.transfer import io_parent, io_serve, wire
 from syncd.transfer.io_parent import Parent, ParentError, ParentRefuses
 from syncd.transfer.io_serve import Serving
@@ -212,6 +213,30 @@ def test_a_staged_file_is_as_it_was_announced(tree: Path, mode: int, mtime_ns: i
     assert check_staged(layout, [Step(Do.PUT, entry.path, entry)]) == {}  # and a publish takes it
 
 
+def test_what_was_written_is_told_as_the_disk_has_it(tree: Path) -> None:
+    modes = (0o644, 0o755, 0o600, 0o666, 0o4755, 0o444)
+    entries = [told(b"d/f%o" % mode, b"x")._replace(mode=mode) for mode in modes]
+    one, two = told(b"one", b"x"), told(b"two", b"x")
+    written: Written = {}
+    answers = [*(sent(entry, b"x") for entry in entries), sent(one, b"x"), wire.Linked(len(entries))]
+    mask = os.umask(0o077)
+    try:
+        assert stage_files(os.fsencode(tree), [*entries, one, two], answers, True, written) == {}
+    finally:
+        os.umask(mask)
+    disk = Disk(os.fsencode(tree))
+    try:
+        for entry in entries:
+            found, row = disk.look(entry.path), written[entry.path]
+            assert found is not None
+            assert row is not None
+            assert found._replace(ctime_ns=row.ctime_ns) == row
+            assert row.mode == stat.S_IFREG | entry.mode
+    finally:
+        disk.close()
+    assert written[b"one"] is written[b"two"] is None, "a further name moves the ctime"
+
+
 def test_what_did_not_come_as_announced_is_not_written(tree: Path) -> None:
     entry = told(b"f", b"abc")
     answers = {
@@ -244,7 +269,7 @@ def test_leftovers_give_way_and_symlinks_lead_nowhere(tree: Path) -> None:
 
 
 def test_hard_links_stay_hard_links_when_they_are_wanted(tree: Path) -> None:
-    entries = [told(b"a", b"x"), told(b"d/b", b"x"), replace(told(b"c", b"x"), mode=0o600)]
+    entries = [told(b"a", b"x"), told(b"d/b", b"x"), told(b"c", b"x")._replace(mode=0o600)]
     answers: list[wire.Answer] = [sent(entries[0], b"x"), Linked(0), Linked(0)]
     assert stage_files(os.fsencode(tree), entries, answers) == {}
     assert os.path.samefile(tree / "a", tree / "d" / "b")
@@ -325,7 +350,7 @@ async def test_each_path_that_failed_is_named_with_its_reason(site: Site) -> Non
 async def test_names_of_one_file_arrive_as_names_of_one_file(site: Site) -> None:
     entry = site.file(b"a", b"content").entry
     os.link(site.source.disk / "a", site.source.disk / "b")
-    assert await site.parent.files("t", [entry, replace(entry, path=b"b")], stage_of(site)) == {}
+    assert await site.parent.files("t", [entry, entry._replace(path=b"b")], stage_of(site)) == {}
     assert os.path.samefile(site.stage / "a", site.stage / "b")
 
 
@@ -366,7 +391,7 @@ async def test_a_parent_that_serves_as_another_user_does_not_read_as_itself(tmp_
 
 
 async def test_a_request_serves_the_version_that_is_current(site: Site) -> None:
-    entry = replace(site.file(b"v1/index", b"one").entry, path=b"index")
+    entry = site.file(b"v1/index", b"one").entry._replace(path=b"index")
     os.symlink("v1", site.source.disk / "current")
     site.source.disk = site.source.disk / "current"
     assert await site.parent.files("t", [entry], stage_of(site)) == {}

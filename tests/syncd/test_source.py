@@ -115,9 +115,9 @@ def test_a_hard_link_shares_the_inode(root: bytes, start: Start) -> None:
     at = source.status.sequence
     os.link(os.path.join(root, b"a"), os.path.join(root, b"b"))
     assert told(source, at) == ["u .", "u b"]
-    _, change = read(source, at)[0]
-    assert change.entry is not None
-    assert [e.path for e in source.index.entries() if e.inode == change.entry.inode] == [b"a", b"b"]
+    found = source.index.get(b"b")
+    assert found is not None
+    assert [e.path for e in source.index.entries() if e.inode == (0, found.row.inode)] == [b"a", b"b"]
 
 
 @with_both
@@ -277,3 +277,21 @@ def test_the_first_reading_lists_each_directory_once(
     source = start()
     assert indexed(source) == scan(root)
     assert len(listed) == len(set(listed)) == 41
+
+
+def test_a_new_directory_is_told_together_with_what_is_in_it(root: bytes, start: Start) -> None:
+    source = start()
+    at = source.status.sequence
+    for name in (b"new/a/f", b"new/a/g", b"new/b/f", b"new/c/d/f"):
+        write(os.path.dirname(root), name)
+    os.rename(os.path.join(os.path.dirname(root), b"new"), os.path.join(root, b"new"))
+    settle(source)
+    changes = source.journal.since(at, 100)
+    assert changes is not None
+    paths = [change.path for change in changes if change.path]
+    assert len(paths) == 9
+    for number, path in enumerate(paths):
+        if path.endswith((b"f", b"g")):
+            above, _, _ = path.rpartition(b"/")
+            before = paths[number - 1]
+            assert above in (before, before.rpartition(b"/")[0]), paths

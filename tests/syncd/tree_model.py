@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from syncd.model import UNTOLD, Change, Entry, Kind, Op
 from syncd.publish.steps import Do, Step
@@ -79,7 +79,7 @@ class Tree:
 
     def graft(self, path: bytes, taken: Tree) -> None:
         for key, entry in taken.entries.items():
-            self.entries[path + key] = replace(entry, path=path + key)
+            self.entries[path + key] = entry._replace(path=path + key)
             if key in taken.content:
                 self.content[path + key] = taken.content[key]
 
@@ -101,7 +101,7 @@ class Tree:
     def listing_changed(self, *paths: bytes) -> None:
         """These names came, went or were replaced: the directories that they are in have another mtime, and it is told."""
         for home in sorted({path.rpartition(b"/")[0] for path in paths}):
-            self.set(replace(self.whole()[home], mtime_ns=self.clock))
+            self.set(self.whole()[home]._replace(mtime_ns=self.clock))
             self.tell(Op.UPSERT, home)
 
     def churn(self, rng: random.Random) -> None:
@@ -125,22 +125,22 @@ class Tree:
             # Written in place: the same time and size now and then, as within a tick of the clock.
             mtime_ns = self.entries[file].mtime_ns if rng.random() < 0.3 else self.clock
             for each in [p for p, c in self.content.items() if c == self.content[file]]:  # hard links of it as well
-                self.set(replace(self.entries[each], mtime_ns=mtime_ns), -self.clock)
+                self.set(self.entries[each]._replace(mtime_ns=mtime_ns), -self.clock)
                 self.tell(Op.UPSERT, each)
         elif action == "T":  # touch, also of a time long ago
             touched = self.some(rng, Kind.DIRECTORY, Kind.SYMLINK) or b""
             if rng.random() < 0.2:
                 touched = b""
-            self.set(replace(self.whole()[touched], mtime_ns=rng.choice([self.clock, 0, -5])))
+            self.set(self.whole()[touched]._replace(mtime_ns=rng.choice([self.clock, 0, -5])))
             self.tell(Op.UPSERT, touched)
         elif action == "c" and rng.random() < 0.1:
-            self.set(replace(self.top, mode=rng.choice([0o711, 0o755])))
+            self.set(self.top._replace(mode=rng.choice([0o711, 0o755])))
             self.tell(Op.UPSERT, b"")
         elif action == "c" and (any_path := self.some(rng, Kind.FILE, Kind.DIRECTORY)):
             mode, content = rng.choice([0o600, 0o755, 0o711]), self.content.get(any_path)
             linked = [p for p, c in self.content.items() if c == content] if content is not None else [any_path]
             for each in linked:
-                self.set(replace(self.entries[each], mode=mode))
+                self.set(self.entries[each]._replace(mode=mode))
                 self.tell(Op.UPSERT, each)
         elif action in "rR" and (source := self.some(rng, *([Kind.DIRECTORY] if action == "R" else []))):
             self.rename(source, path)
@@ -162,7 +162,7 @@ class Tree:
             self.tell(Op.UPSERT, path)
             self.listing_changed(path)
         elif action == "h" and (file := self.some(rng, Kind.FILE)) and path not in self.entries:
-            self.set(replace(self.entries[file], path=path), self.content[file])
+            self.set(self.entries[file]._replace(path=path), self.content[file])
             self.tell(Op.UPSERT, path, file)
             self.listing_changed(path)
         elif action == "t" and is_dir:  # a directory becomes a symlink or a file at once
@@ -196,7 +196,7 @@ def do_steps(tree: Tree, steps: Iterable[Step], parent: Tree) -> None:
     def listing_changed(path: bytes) -> None:
         nonlocal clock
         clock += 1
-        tree.set(replace(tree.whole()[path.rpartition(b"/")[0]], mtime_ns=clock))
+        tree.set(tree.whole()[path.rpartition(b"/")[0]]._replace(mtime_ns=clock))
 
     def place(path: bytes, taken: Tree) -> None:
         home = path.rpartition(b"/")[0]
@@ -209,7 +209,7 @@ def do_steps(tree: Tree, steps: Iterable[Step], parent: Tree) -> None:
         path, entry = step.path, step.entry
         if step.do is Do.MAKE:
             assert entry is not None
-            place(path, Tree({b"": replace(entry, mode=0o700, mtime_ns=clock)}))
+            place(path, Tree({b"": entry._replace(mode=0o700, mtime_ns=clock)}))
         elif step.do is Do.MOVE:
             assert tree.kind(step.source) is Kind.DIRECTORY
             assert not path.startswith(step.source + b"/")
@@ -247,5 +247,5 @@ def do_steps(tree: Tree, steps: Iterable[Step], parent: Tree) -> None:
             assert entry is not None
             there = tree.whole()[path]
             mtime_ns = there.mtime_ns if entry.mtime_ns == UNTOLD else entry.mtime_ns
-            tree.set(replace(there, mode=entry.mode, mtime_ns=mtime_ns))
+            tree.set(there._replace(mode=entry.mode, mtime_ns=mtime_ns))
     assert not slots, "something stays parked"
