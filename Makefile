@@ -52,11 +52,11 @@ format: setup ## let ruff rewrite the sources
 	@$(BIN)/ruff format .
 
 bench: ## list the benchmarks
-	@for f in bench/bench_*.py; do n=$${f##*bench_}; echo "  make bench-$${n%.py}"; done
+	@for f in bench/bench_*.py; do n=$${f##*bench_}; echo "  make bench-$${n%.py}" | tr _ -; done
 
 bench-%: setup ## one benchmark: a table, and one JSON object as the last line
-	@test -f bench/bench_$*.py || { echo "there is no bench/bench_$*.py; \`make bench\` lists the benchmarks" >&2; exit 2; }
-	@$(BIN)/python -m bench.bench_$* $(ARGS)
+	@test -f bench/bench_$(subst -,_,$*).py || { echo "there is no bench/bench_$(subst -,_,$*).py; \`make bench\` lists the benchmarks" >&2; exit 2; }
+	@$(BIN)/python -m bench.bench_$(subst -,_,$*) $(ARGS)
 
 churn: setup ## syncd: an hour of changes through nodes that are killed, cut off and full: ARGS="--minutes 10 --seed 7"
 	@$(BIN)/python -m tests.syncd.churn_nodes $(ARGS)
