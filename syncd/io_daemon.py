@@ -35,6 +35,7 @@ from syncd.transfer.io_push import Pusher
 from syncd.transfer.io_rsync import own_ids
 from syncd.transfer.io_rsync_check import check_binary
 from syncd.transfer.io_serve import Limits, Server, Serving
+from syncd.transfer.io_stager import Stager
 
 FIXED = ("node", "state_dir", "listen", "tls", "metrics")
 """What only a restart can change."""
@@ -58,7 +59,8 @@ class Daemon:
         self.origins: dict[str, Origin] = {}
         self.followers: dict[str, Follower] = {}
         self.pushers: dict[str, list[Pusher]] = {}
-        self.lineage = Lineage(config)
+        self.stager = Stager()
+        self.lineage = Lineage(config, self.stager)
         self.catalogue = Catalogue({})
         self.server: Server | None = None
         self.addresses: list[str] = []
@@ -102,6 +104,7 @@ class Daemon:
         names = [*self.followers, *self.origins]
         await asyncio.gather(*(self._stop_tree(name) for name in names), return_exceptions=True)
         await self.lineage.stop()
+        await self.stager.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -130,7 +133,7 @@ class Daemon:
             if tree is None or tree != before.trees[name] or (is_follower and parents_changed):
                 await self._stop_tree(name)
         if parents_changed or before.trees != config.trees:
-            old, self.lineage = self.lineage, Lineage(config)
+            old, self.lineage = self.lineage, Lineage(config, self.stager)
             for follower in self.followers.values():
                 follower.follow(self.lineage)
             self.lineage.start()

@@ -11,6 +11,7 @@ from core.errors import NearpathError
 from core.io_config_sync import is_plain
 from syncd.transfer.io_parent import Parent
 from syncd.transfer.io_plain import PlainParent
+from syncd.transfer.io_stager import Stager
 from syncd.transfer.lineage import Choice, Standing
 
 MEASURE_EVERY_S = 10.0
@@ -20,11 +21,11 @@ MEASURE_TIMEOUT_S = 5.0
 class Lineage:
     """See the module; `io_parents.Lineage` is what a follower sees of it."""
 
-    def __init__(self, config: SyncConfig) -> None:
+    def __init__(self, config: SyncConfig, stager: Stager | None = None) -> None:
         self.parents: dict[str, Parent | PlainParent] = {
             name: PlainParent(parent)
             if is_plain(parent)
-            else Parent(parent.url, config.node, parent.token_file, parent.ca_file or "")
+            else Parent(parent.url, config.node, parent.token_file, parent.ca_file or "", stager)
             for name, parent in config.parents.items()
         }
         self.standings: dict[str, dict[str, Standing]] = {}

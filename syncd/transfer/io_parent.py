@@ -22,7 +22,8 @@ from syncd.store.manifest import MAX_ASKED, MAX_LISTING_BYTES
 from syncd.store.signed_root import MAX_ROOT_BYTES
 from syncd.transfer import wire
 from syncd.transfer.io_connector import client_tls
-from syncd.transfer.io_small import stage_files
+from syncd.transfer.io_small import stage_answer
+from syncd.transfer.io_stager import Stager
 from syncd.transfer.rsync import Connector
 
 _TIMEOUT_S = 30.0
@@ -48,15 +49,17 @@ class Parent:
     """One parent, for any number of trees. The token is read from its file at every request: it may be renewed.
 
     `url`: https://HOST:PORT; http for loopback only, since it shows the token. `ca`: PEM file of the certificates to
-    trust, "" for the system's. Every method raises ParentError or ParentRefuses, MessageError for a malformed answer.
+    trust, "" for the system's. `stager` writes large answers with small files. Every method raises ParentError or
+    ParentRefuses, MessageError for a malformed answer.
     """
 
-    def __init__(self, url: str, node: str, token_file: str, ca: str = "") -> None:
+    def __init__(self, url: str, node: str, token_file: str, ca: str = "", stager: Stager | None = None) -> None:
         self.has_files = True
         self.url = url.rstrip("/")
         self.node = wire.check_node(node)
         self._token_file = token_file
         self._ca = ca
+        self._stager = stager
         self._roots: dict[str, tuple[str, bytes]] = {}
         self._told: dict[str, wire.Cursor] = {}
         """where it said to go on from after a comparison"""
@@ -155,32 +158,46 @@ class Parent:
             if entry.kind is not Kind.FILE or entry.size > wire.SMALL_FILE_BYTES:
                 raise ValueError(f"{entry.path!r} is no small file: see small.divide")
         failed: dict[bytes, str] = {}
+        written = {} if written is None else written
         left = list({entry.path: entry for entry in entries}.values())
-        # The next answer comes while one is written.
-        ahead = asyncio.create_task(self._files(tree, left)) if left else None
+        ahead = self._ask_files(tree, left)
         try:
             while ahead is not None:
-                answers = await ahead
-                asked, left = left[: len(answers)], left[len(answers) :]
-                ahead = asyncio.create_task(self._files(tree, left)) if left else None
-                work = asyncio.ensure_future(asyncio.to_thread(stage_files, stage, asked, answers, hard_links, written))
+                asked, task = ahead
+                data = await task
+                ahead = self._ask_files(tree, left)  # it comes while the one before is written
+                work = asyncio.ensure_future(self._stage_files(stage, asked, data, hard_links, written))
                 try:
-                    failed |= await asyncio.shield(work)
+                    answered, new = await asyncio.shield(work)
                 except asyncio.CancelledError:
                     await asyncio.wait([work])  # nothing is written behind the back of who goes on
                     raise
+                failed |= new
+                left = asked[answered:] + left
+                ahead = ahead or self._ask_files(tree, left)
         finally:
             if ahead is not None:
-                ahead.cancel()
-                await asyncio.gather(ahead, return_exceptions=True)
+                ahead[1].cancel()
+                await asyncio.gather(ahead[1], return_exceptions=True)
         return failed
 
-    async def _files(self, tree: str, entries: Sequence[Entry]) -> list[wire.Answer]:
-        """Answers to the first so many of `entries`."""
-        asked = entries[: wire.MAX_FILES_ASKED]
-        body = wire.encode_ask([entry.path for entry in asked], wire.MAX_FILES_ASKED)
+    def _ask_files(self, tree: str, left: list[Entry]) -> tuple[list[Entry], asyncio.Task[bytes]] | None:
+        """Ask for the first so many of `left`, and take them off: (which ones, the answer); None when none are left."""
+        asked = left[: wire.MAX_FILES_ASKED]
+        del left[: wire.MAX_FILES_ASKED]
+        return (asked, asyncio.create_task(self._files(tree, asked))) if asked else None
+
+    async def _files(self, tree: str, entries: Sequence[Entry]) -> bytes:
+        body = wire.encode_ask([entry.path for entry in entries], wire.MAX_FILES_ASKED)
         _, data, _ = await self._ask("POST", tree, "files", wire.MAX_FILES_BYTES, (200,), body=body)
-        return wire.decode_files(len(asked), data)
+        return data
+
+    async def _stage_files(
+        self, stage: bytes, entries: Sequence[Entry], data: bytes, hard_links: bool, written: Written
+    ) -> tuple[int, dict[bytes, str]]:
+        if self._stager is not None:
+            return await self._stager.stage(stage, entries, data, hard_links, written)
+        return await asyncio.to_thread(stage_answer, stage, entries, data, hard_links, written)
 
     def connector(self, tree: str) -> Connector:
         """For `io_rsync.pull`: rsync reaches the tree through `io_connector`, with the same token file and trust."""

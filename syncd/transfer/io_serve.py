@@ -342,11 +342,11 @@ async def _strangers_ask_once(
 
 
 class _OwnFaults(logging.Filter):
-    """Leaves out what strangers cause: their bytes, each with a traceback, would fill the log; among them may be tokens."""
+    """Leaves out what others cause: bytes of strangers, which may be tokens, and who hangs up amid an answer."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         fault = record.exc_info[1] if record.exc_info else None
-        return not isinstance(fault, HttpProcessingError | RequestPayloadError)
+        return not isinstance(fault, HttpProcessingError | RequestPayloadError | ConnectionError)
 
 
 def _port_log() -> logging.Logger:
@@ -358,7 +358,7 @@ def _port_log() -> logging.Logger:
 
 
 async def _send(request: web.Request, parts: Sequence[bytes], stall_s: float) -> web.StreamResponse:
-    """Answer with `parts` as fast as they are taken; who takes none for `stall_s` is let go."""
+    """Answer with `parts` as fast as they are taken; who takes none for `stall_s`, or hangs up, is let go."""
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
     response.content_length = sum(map(len, parts))
     await response.prepare(request)
@@ -369,7 +369,7 @@ async def _send(request: web.Request, parts: Sequence[bytes], stall_s: float) ->
                     await response.write(memoryview(part)[at : at + CHUNK_BYTES])
         async with asyncio.timeout(stall_s):
             await response.write_eof()
-    except TimeoutError:
+    except (TimeoutError, ConnectionError):
         if request.transport is not None:
             request.transport.abort()
     return response

@@ -125,6 +125,17 @@ def _stamps(found: os.stat_result) -> tuple[int, int, int]:
 # --- the child ----------------------------------------------------------------------------------------------------------
 
 
+def stage_answer(
+    stage: bytes, entries: Sequence[Entry], data: bytes, hard_links: bool, written: Written
+) -> tuple[int, dict[bytes, str]]:
+    """`stage_files` of an answer as it came: (to how many of `entries` it is, those of them that failed).
+
+    MessageError when it is not of its form: then nothing was written.
+    """
+    answers = wire.decode_files(len(entries), data)
+    return len(answers), stage_files(stage, entries, answers, hard_links, written)
+
+
 def stage_files(
     stage: bytes,
     entries: Sequence[Entry],

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientConnectionResetError
 
 from core.tokens import token_sha256
-from syncd.transfer import wire
+from syncd.transfer import io_serve, wire
 from syncd.transfer.io_parent import Parent, ParentError, ParentRefuses
 from syncd.transfer.io_rsync import own_ids
 from syncd.transfer.io_serve import Limits
@@ -101,6 +102,15 @@ async def test_what_strangers_send_is_not_in_the_log_and_our_own_faults_are(
 
 
 # --- a child with a token -----------------------------------------------------------------------------------------------
+
+
+def test_who_hangs_up_in_the_middle_of_an_answer_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """Seen in an hour of churn."""
+    log = io_serve._port_log()
+    log.error("Error handling request", exc_info=ClientConnectionResetError("Cannot write to closing transport"))
+    assert caplog.records == []
+    log.error("Error handling request", exc_info=ValueError("a fault of ours"))
+    assert "a fault of ours" in caplog.text
 
 
 async def test_one_child_cannot_take_all_the_connections(tmp_path: Path) -> None:
