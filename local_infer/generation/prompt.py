@@ -14,23 +14,10 @@ from typing import Any
 from core.config_infer import Generation
 from local_infer.generation.stopping import LONGEST_STOP, MOST_STOPS
 from local_infer.model import Abstained, Ask, Endpoint
+from local_infer.plain import more_than_plain
 
-# Fields that ask for more than one plain text, each with the values that ask for nothing.
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "functions": (None, []),
-    "audio": (None,),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "web_search_options": (None,),
-    "suffix": (None, ""),
-    "echo": (None, False),
-}
-_WHY = {"functions": "tools", "best_of": "n", "top_logprobs": "logprobs"}
+# What a prompt, or the reading of it, has a place for.
+_CAN = frozenset({"tool_choice", "function_call", "response_format", "text_format", "stop"})
 
 MOST_CHARACTERS = 32
 """For each token that fits. Words have up to 16 or so; what is longer is not worth the time of cutting it into tokens."""
@@ -75,11 +62,8 @@ def _read(ask: Ask, config: Generation) -> Prompt:
     fields = ask.fields
     if ask.endpoint is Endpoint.EMBEDDINGS:
         raise _No("endpoint")
-    for name, plain in _PLAIN.items():
-        value = fields.get(name)
-        # A boolean is a number to Python: n=true is not n=1.
-        if not any(value == given and type(value) is type(given) for given in plain):
-            raise _No(_WHY.get(name, name))
+    if why := more_than_plain(fields, _CAN):
+        raise _No(why)
     chat = ask.endpoint is Endpoint.CHAT
     text = None if chat else fields.get("prompt")
     if not chat and not (isinstance(text, str) and text):

@@ -12,37 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from local_infer.model import Abstained, Ask, Endpoint, Language, Question
+from local_infer.plain import more_than_plain
 
 LONGEST = 65_536
 """Characters of a question; the steps have smaller limits of their own (`retrieval.longest`)."""
-
-# Fields that ask for more than one plain text, with the values that ask for nothing. `stop` would have to be obeyed.
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "functions": (None, []),
-    "tool_choice": (None, "none"),
-    "function_call": (None, "none"),
-    "response_format": (None,),
-    "text_format": (None,),
-    "audio": (None,),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "web_search_options": (None,),
-    "suffix": (None, ""),
-    "stop": (None, []),
-    "echo": (None, False),
-}
-_WHY = {
-    "functions": "tools",
-    "tool_choice": "tools",
-    "function_call": "tools",
-    "best_of": "n",
-    "top_logprobs": "logprobs",
-}
 
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0002ffff]")
 _LATIN = re.compile(r"[A-Za-z]")
@@ -52,11 +25,8 @@ def question_of(ask: Ask) -> Question | Abstained:
     """What `ask` asks, or in one fixed word why the local steps must leave it alone."""
     if ask.endpoint is Endpoint.EMBEDDINGS:
         return Abstained("endpoint")
-    for name, plain in _PLAIN.items():
-        value = ask.fields.get(name)
-        # A boolean is a number to Python: n=true is not n=1.
-        if not any(value == given and type(value) is type(given) for given in plain):
-            return Abstained(_WHY.get(name, name))
+    if why := more_than_plain(ask.fields):
+        return Abstained(why)
     if ask.endpoint is Endpoint.COMPLETIONS:
         prompt = ask.fields.get("prompt")
         return _question(ask, prompt, []) if isinstance(prompt, str) else Abstained("prompt")

@@ -9,23 +9,17 @@ from typing import Any
 
 import pytest
 
-from core.tokens import token_sha256
 from nearpath import ingest
 from nearpath.admission import Allowance
 from nearpath.api import make_targets
 from nearpath.ingest import LEAST_RATE, sample_cost_s
 from tests.nearpath.reporting import INCARNATION, Box, headers, make_config, open_box, sample
-from tests.nearpath.test_stamps import counted, node_headers, send, stamp
-
-NODES = {
-    "n1": {"mirrors": ["m1"], "token_sha256": token_sha256("token of n1")},
-    "n2": {"mirrors": ["m2"], "token_sha256": token_sha256("token of n2")},
-}
+from tests.nearpath.stamping import NODES, counted, node_headers, open_nodes, send, stamp
 
 
 @pytest.fixture
 async def box(tmp_path: Path) -> AsyncIterator[Box]:
-    async with open_box(tmp_path, config=make_config(nodes=NODES)) as opened:
+    async with open_nodes(tmp_path) as opened:
         yield opened
 
 

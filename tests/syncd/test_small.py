@@ -30,6 +30,7 @@ from syncd.transfer.rsync import Options
 from syncd.transfer.small import DELTA_BYTES, divide
 from syncd.transfer.wire import SMALL_FILE_BYTES, Content, Lack, Linked, decode_files
 from tests.syncd.serving import TOKEN, Site, make_certificate, served
+from tests.syncd.small_disk import mounted
 
 # --- which ------------------------------------------------------------------------------------------------------------
 
@@ -290,13 +291,8 @@ def test_a_name_the_disk_does_not_take_fails_alone(tree: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("a file system that is full needs root to be mounted")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=True)
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 def test_a_full_disk_says_so_and_leaves_nothing_partial(small_disk: Path) -> None:

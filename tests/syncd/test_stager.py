@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import stat
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -27,6 +26,7 @@ from syncd.transfer.io_small import VANISHED, stage_answer
 from syncd.transfer.io_stager import WORTH_BYTES, Stager
 from syncd.transfer.wire import MAX_FILES_ASKED, Answer, Content, Lack, Linked, encode_files
 from tests.syncd.serving import served, until
+from tests.syncd.small_disk import mounted
 
 MTIME_NS = 1_700_000_000_123_456_789
 WORTH = 40
@@ -176,13 +176,8 @@ async def test_what_was_asked_for_at_once_is_all_there(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("a file system that is full needs root to be mounted")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", disk], check=True)
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted(tmp_path / "disk", "512k") as disk:
+        yield disk
 
 
 async def same_error(stager: Stager, place: Path, data: bytes) -> NearpathError:
