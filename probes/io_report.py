@@ -33,6 +33,19 @@ LAST_DELIVERY_S = 3.0
 _MAX_KEPT_BYTES = 64 << 20
 
 
+def _kept_file(config: AgentConfig) -> Path:
+    return Path(config.state_dir) / "targets.json"
+
+
+def read_kept_targets(config: AgentConfig) -> TargetList | None:
+    """The targets that the agent had last; None when it never had any. OSError, MessageError when they are unusable."""
+    try:
+        with open(_kept_file(config), "rb") as stream:
+            return decode(TargetList, stream.read(_MAX_KEPT_BYTES))
+    except FileNotFoundError:
+        return None
+
+
 class Reporter:
     """Delivers what is in the spool and keeps the target list up to date; runs until its tasks are cancelled."""
 
@@ -53,7 +66,7 @@ class Reporter:
         self._size = BatchSize()
         self._ready = asyncio.Event()
         self._ready.set()
-        self._kept_file = Path(config.state_dir) / "targets.json"
+        self._kept_file = _kept_file(config)
         self.etag = ""
         self.failing: dict[str, str] = {}
         """Why the last call of each kind failed, while it does."""
@@ -65,12 +78,11 @@ class Reporter:
     def load_kept_targets(self) -> None:
         """Go on with the targets of the last run, so that an agent probes also while the appliance is away."""
         try:
-            with open(self._kept_file, "rb") as stream:
-                kept = decode(TargetList, stream.read(_MAX_KEPT_BYTES))
-        except FileNotFoundError:
-            return
+            kept = read_kept_targets(self._config)
         except (OSError, MessageError) as error:
             self._log.warning("kept_targets_unusable", file=str(self._kept_file), why=str(error))
+            return
+        if kept is None:
             return
         self._take_targets(kept)
         self._log.info("kept_targets_used", targets=len(kept.targets))

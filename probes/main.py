@@ -1,4 +1,4 @@
-"""The `probe-agent` command: runs the agent until SIGTERM, reads its configuration again on SIGHUP, or checks it."""
+"""The `probe-agent` command: runs the agent until SIGTERM, reads its configuration anew on SIGHUP, checks it; traces."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _log = get_logger("main")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def run(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The agent's configuration file.")],
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The agent's configuration file.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check configuration, rights and appliance, then end.")
     ] = False,
@@ -36,6 +37,10 @@ def run(
     debug: Annotated[bool, typer.Option("--debug", help="Log more.")] = False,
 ) -> None:
     """Measure the mirrors from this host and report to the appliance."""
+    if context.invoked_subcommand:
+        return
+    if config is None:
+        raise typer.BadParameter("give the agent's configuration file", param_hint="--config")
     set_up_logging(json=json_log, debug=debug)
     loaded = read_agent_config(config)
     if check:
@@ -57,6 +62,30 @@ async def _start(file: Path, config: AgentConfig) -> Life:
         return agent.is_alive()
 
     return Life(status=agent.status, reload=reload, close=agent.stop, is_well=is_well, work=agent.wait_failed)
+
+
+# -- probe-agent trace
+
+
+@app.command("trace")
+def trace_path(
+    target: Annotated[str, typer.Argument(help="An address, a name, or with -c a mirror that the agent probes.")],
+    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Send SYNs to this port.")] = 443,
+    icmp: Annotated[bool, typer.Option("--icmp", help="Send pings instead.")] = False,
+    ipv6: Annotated[bool | None, typer.Option("--ipv6/--ipv4", "-6/-4", help="For a name: only this family.")] = None,
+    mtu: Annotated[bool, typer.Option("--mtu", help="Find the path MTU too, by large pings.")] = False,
+    rounds: Annotated[int, typer.Option("--rounds", "-n", min=1, max=100)] = 5,
+    max_hops: Annotated[int, typer.Option("--max-hops", min=1, max=64)] = 30,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, max=10.0, help="Seconds, for each round.")] = 1.0,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The agent's configuration file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the hops on the way to a mirror, where time and packets are lost, and the path MTU. Needs raw sockets (root)."""
+    # Only this command carries scapy: an agent that runs for months does without its 20 MB.
+    from probes.trace.io_command import TraceOptions, run_trace
+
+    agent = read_agent_config(config) if config else None
+    run_trace(target, agent, TraceOptions(port, icmp, ipv6, mtu, rounds, max_hops, timeout_s, json))
 
 
 # -- probe-agent --check

@@ -45,7 +45,9 @@ PURE_OTHERS = frozenset(
     dns dnslib maxminddb numpy onnx.TensorProto onnx.checker onnx.helper onnx.numpy_helper
     prometheus_client.core prometheus_client.registry.Collector
     prometheus_client.CollectorRegistry prometheus_client.Counter prometheus_client.Gauge prometheus_client.Histogram
-    pydantic pydantic_core typing_extensions yaml
+    pydantic pydantic_core scapy.contrib.mpls scapy.layers.inet.ICMP scapy.layers.inet.IP scapy.layers.inet.TCP
+    scapy.layers.inet6.ICMPv6DestUnreach scapy.layers.inet6.ICMPv6EchoRequest scapy.layers.inet6.ICMPv6PacketTooBig
+    scapy.layers.inet6.ICMPv6TimeExceeded scapy.layers.inet6.IPv6 scapy.packet typing_extensions yaml
     """.split()  # noqa: SIM905
 )
 
