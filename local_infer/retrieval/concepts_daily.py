@@ -12,7 +12,7 @@ DAILY = """
 bank: 银行 | bank
 branch_: 网点 支行 分行 营业网点 营业厅 | bank branch, branch office
 atm: 取款机 自动取款机 atm | atm, cash machine
-transfer: 汇款 转钱 打钱 汇 跨行转账 | wire, wire transfer, money transfer, send money, bank transfer
+transfer: 汇款 转钱 打钱 汇 | wire, wire transfer, money transfer, send money, bank transfer
 withdraw: 取现 取钱 取款 提款 提钱 | take out money, take money out, withdrawal, get cash
 deposit: 存钱 存款 充钱 充 充话费 | put money, load money, add money, add funds, top up, top-up
 savings: 定期 定存 储蓄 | savings, fixed deposit, time deposit
@@ -34,7 +34,7 @@ creditlimit: 信用额度 | credit limit, credit line
 reportloss: 挂失 | report lost, report my lost, report stolen, report as lost, report the loss, report loss
 cardblock: 卡被锁 卡被冻结
 insurance: 保险 | insurance, insured
-claim: 理赔 | insurance claim, file a claim, make a claim, claims
+claim: 理赔 | insurance claim, file a claim, make a claim, claims, claim on
 fund: 基金 | fund, mutual fund
 stock_: 股票 | stock, shares
 account_open: 开户 开账户 开银行账户 | open an account, open account, open a bank account, open a new account, set up a bank account, opening an account, account opening

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +28,11 @@ from local_infer.retrieval.io_faq_index import (
     words_digest,
     write_about,
 )
+from local_infer.retrieval.io_sayings import shipped_sayings
 from local_infer.retrieval.ngram_graph import write_graph
 from local_infer.retrieval.ngrams import index_questions
 from local_infer.retrieval.question import language_of
+from local_infer.retrieval.sayings import gram_text
 from local_infer.retrieval.vector_graph import write_vector_graph
 from local_infer.retrieval.wording import read_wording
 
@@ -86,7 +89,8 @@ def _write(entries: Sequence[FaqEntry], folder: Path, embedder: Path | None, now
     texts = [question for question, _ in questions]
     if embedder is None:
         # A question of nothing but fillers has no gram text; it is then found by nobody, which is right.
-        graph = write_graph(index_questions([read_wording(text).gram_text for text in texts]))
+        sayings = shipped_sayings()
+        graph = write_graph(index_questions([gram_text(read_wording(text), sayings) for text in texts]))
         digest = ""
     else:
         graph = write_vector_graph(_embed(texts, embedder))
@@ -112,6 +116,12 @@ def _write(entries: Sequence[FaqEntry], folder: Path, embedder: Path | None, now
     about = About(FORM, words_digest(), digest, len(texts), len(entries), now)
     write_about(folder, about)
     return about
+
+
+def never_found(entries: Sequence[FaqEntry]) -> list[tuple[str, str]]:
+    """(entry, question) of questions that say nothing but what all questions say: n-grams find no such question."""
+    asked = ((entry.id, question) for entry in entries for question in entry.questions)
+    return [(id, question) for id, question in asked if not read_wording(question).gram_text.strip()]
 
 
 def _learned_as(entry: FaqEntry) -> str:
@@ -150,10 +160,17 @@ def build_command(
 ) -> None:
     """Build the FAQ index that `retrieval.index` names."""
     started = time.monotonic()
-    about = build_index(read_files(faq), out, embedder=embedder, now=time.time())
+    entries = read_files(faq)
+    about = build_index(entries, out, embedder=embedder, now=time.time())
     kind = "embedder" if about.embedder else "n-grams"
     size_mb = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     took_s = time.monotonic() - started
+    for id, question in never_found(entries) if embedder is None else ():
+        # To standard error: what was built is fine, but for these.
+        print(
+            f"warning: entry {id}: {question!r} can never be found: it has no word of its own. Add a wording with one.",
+            file=sys.stderr,
+        )
     print(f"{out}: {about.entries} entries, {about.questions} questions, {kind}, {size_mb:.1f} MB, {took_s:.1f} s")
 
 

@@ -21,6 +21,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from prometheus_client import CollectorRegistry
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -264,7 +265,9 @@ _HEADS = {"cache": "cache\n(fresh)", WOULD_GENERATE: "would be\ngenerated", NOBO
 def _print(found: dict[str, Tally], generate: bool, refused: int) -> None:
     console = Console()
     steps = step_names(generate)
-    table = Table("language", "requests", *[_HEADS.get(step, step) for step in steps], "false hits of\nretrieval")
+    # Without lines between columns it fits into 80 of them, so that no word is cut.
+    heads = ["language", "requests", *(_HEADS.get(step, step) for step in steps), "false\nhits of\nretrieval"]
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, one in found.items():
         wrong = false_hit_share(one)
         shares = [f"{one.steps[step] / one.requests:.1%}" for step in steps]

@@ -13,10 +13,12 @@ from typing import Any
 from core.errors import NearpathError
 from local_infer.generation.io_onnx import open_session
 from local_infer.retrieval import ngrams
+from local_infer.retrieval.frames import FRAMES
+from local_infer.retrieval.io_sayings import shipped_texts
 from local_infer.retrieval.lexicon import LISTS
 from local_infer.retrieval.verdict import Found, Look
 
-FORM = 2
+FORM = 3
 """Of the folder; raised when grams, hash, weights or word lists change, so that an old index is refused, not misread."""
 
 GRAPH_FILE, ENTRIES_FILE, ABOUT_FILE = "graph.onnx", "entries.sqlite", "index.json"
@@ -26,7 +28,7 @@ _REBUILD = "build it again: local-infer build"
 def words_digest() -> str:
     """Of everything that decides what a question's grams are, besides the code (`FORM`)."""
     numbers = (ngrams.BUCKETS, ngrams.ROW_GRAMS, ngrams.FIRST, ngrams.SECOND, ngrams.SPREAD, *ngrams.OFFSETS)
-    return hashlib.sha256(json.dumps([numbers, LISTS]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([numbers, LISTS, FRAMES, shipped_texts()]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

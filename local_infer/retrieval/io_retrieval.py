@@ -36,10 +36,12 @@ from local_infer.model import (
 )
 from local_infer.retrieval.io_embedder import Embedder, Vector, embedder_digest
 from local_infer.retrieval.io_faq_index import FaqIndex, words_digest
+from local_infer.retrieval.io_sayings import shipped_sayings
 from local_infer.retrieval.io_verified import LONGEST_ANSWER, Kept, VerifiedIndex, VerifiedStore
 from local_infer.retrieval.ngrams import code_points, normalise
 from local_infer.retrieval.proof import Agreement, Proof, compare_answers, is_trusted, threshold_of
 from local_infer.retrieval.retrieval_metrics import RetrievalMetrics
+from local_infer.retrieval.sayings import gram_text
 from local_infer.retrieval.verdict import Found, Look, admissible, choose
 from local_infer.retrieval.wording import Wording, read_wording
 
@@ -74,6 +76,7 @@ class Retrieval:
         folder = Path(self._config.embedder) if self._config.embedder else None
         digest = embedder_digest(folder) if folder else ""
         self._embedder = Embedder(folder, providers, threads) if folder else None
+        self._sayings = shipped_sayings()
         self._faq = FaqIndex(Path(self._config.index), words_digest(), digest, providers, threads)
         self._store = VerifiedStore(Path(config.state_dir) / STATE_FILE, digest)
         self._kept = VerifiedIndex(self._store, Path(config.state_dir), providers, threads)
@@ -115,7 +118,7 @@ class Retrieval:
         seen = await self._see(question, priority, deadline_s)
         if isinstance(seen, Abstained):
             return seen
-        return choose(seen.wording, seen.found, self._threshold, self._config.margin, self._doubts)
+        return choose(seen.wording, seen.found, self._threshold, self._config.margin, self._doubts, self._sayings)
 
     async def _see(self, question: Question, priority: Priority, deadline_s: float) -> Sight | Abstained:
         if len(question.text) > self._config.longest:
@@ -124,7 +127,7 @@ class Retrieval:
         if not wording.content:
             return Abstained("nothing to look up")
         vector: Vector | None = None
-        key: object = code_points(wording.gram_text)
+        key: object = code_points(gram_text(wording, self._sayings))
         if self._embedder is not None:
             vector = await self._queue.run(self._embedder, question.text, priority, deadline_s)
             key = vector
@@ -186,7 +189,7 @@ class Retrieval:
         text = normalise(question.text, fold=False)
         exact = self._store.find(question.tenant, question.context, text)
         # An embedder is tried beyond the words, or it could never be proved there.
-        left, _ = admissible(seen.wording, seen.found, lambda _: self._embedder is None)
+        left, _ = admissible(seen.wording, seen.found, lambda _: self._embedder is None, self._sayings)
         near = [found for found in left if exact is None or found.entry != exact.entry]
         for source in ("faq", "verified"):
             first = next((found for found in near if found.source == source), None)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from core.errors import NearpathError
 from local_infer.generation.io_onnx import open_session
+from local_infer.retrieval.io_sayings import shipped_sayings
 from local_infer.retrieval.ngrams import (
     BUCKETS,
     ROW_GRAMS,
@@ -29,6 +30,7 @@ from local_infer.retrieval.ngrams import (
     weigh,
 )
 from local_infer.retrieval.proof import Agreement, Proof
+from local_infer.retrieval.sayings import gram_text
 from local_infer.retrieval.verdict import Found, Look
 from local_infer.retrieval.wording import read_wording
 
@@ -238,7 +240,8 @@ class VerifiedIndex:
             kept, changes = self._store.snapshot()
             index = session = None
             if kept and kept[0].vector is None:
-                index = index_questions([read_wording(k.question).gram_text for k in kept])
+                sayings = shipped_sayings()
+                index = index_questions([gram_text(read_wording(k.question), sayings) for k in kept])
                 if len(kept) >= GRAPH_FROM:
                     from local_infer.retrieval.ngram_graph import (
                         write_graph,
@@ -320,7 +323,7 @@ def _near_vectors(kept: list[Kept], key: Any) -> list[tuple[float, Kept]]:
 
 def _row_of(question: str, idf: Floats) -> _Row:
     """As `index_questions` makes a row: the heaviest grams, in steps of 1/255."""
-    ids, weights = weigh(read_wording(question).gram_text, idf)
+    ids, weights = weigh(gram_text(read_wording(question), shipped_sayings()), idf)
     if len(ids) > ROW_GRAMS:
         heaviest = np.argsort(-weights, kind="stable")[:ROW_GRAMS]
         ids, weights = ids[heaviest], weights[heaviest]

@@ -68,7 +68,7 @@ def phrase_of(text: str) -> tuple[str, ...]:
     return tuple(stem(word) for word in _EN_WORD.findall(text))
 
 
-def _lines(block: str) -> Iterator[tuple[str, list[str], list[str]]]:
+def list_lines(block: str) -> Iterator[tuple[str, list[str], list[str]]]:
     for line in block.strip().splitlines():
         name, _, words = line.partition(":")
         zh, _, en = words.partition("|")
@@ -88,17 +88,17 @@ def words() -> Words:
         else:
             zh.setdefault(word, meaning)
 
-    polar = frozenset("=" + name for name, _, _ in _lines(antonyms.POLAR))
+    polar = frozenset("=" + name for name, _, _ in list_lines(antonyms.POLAR))
     blocks = [("?", antonyms.QUESTIONS)]
     blocks += [("=", block) for block in (antonyms.POLAR, antonyms.PLAIN, SERVICE, DAILY)]
     blocks += [("^", antonyms.SOFT), (">", antonyms.DIRECTIONS)]
-    names = [mark + name for mark, block in blocks for name, _, _ in _lines(block) if mark == "="]
+    names = [mark + name for mark, block in blocks for name, _, _ in list_lines(block) if mark == "="]
     for name in [*names, *sorted(result_names())]:
         private.setdefault(name, chr(_PRIVATE_USE + len(private)))
     for word, parts in compounds().items():
         know(word, tuple(_meaning(part, private) for part in parts))
     for mark, block in blocks:
-        for name, zh_words, en_words in _lines(block):
+        for name, zh_words, en_words in list_lines(block):
             for word in [*zh_words, *en_words]:
                 know(word, (mark + name,))
     for mark, block in (("!", antonyms.NEGATIONS), ("~", antonyms.FILLERS), ("~", antonyms.NOT_NEGATIONS + "|")):
@@ -106,7 +106,7 @@ def words() -> Words:
         for word in [*zh_part.split(), *(phrase.strip() for phrase in en_part.split(","))]:
             know(word, (mark,))
     en.pop((), None)
-    units = [(name, zh_words, en_words) for name, zh_words, en_words in _lines(antonyms.UNITS)]
+    units = [(name, zh_words, en_words) for name, zh_words, en_words in list_lines(antonyms.UNITS)]
     return Words(
         zh,
         en,
@@ -118,6 +118,16 @@ def words() -> Words:
         polar,
         frozenset(private),
     )
+
+
+@cache
+def excluding() -> frozenset[frozenset[str]]:
+    """Pairs of concepts of which one says the opposite of the other, or another of its kind."""
+    pairs: set[frozenset[str]] = set()
+    for group in antonyms.EXCLUDING.split():
+        names = ["=" + name for name in group.split("/")]
+        pairs.update(frozenset({a, b}) for a in names for b in names if a != b)
+    return frozenset(pairs)
 
 
 def _meaning(part: str, private: dict[str, str]) -> str:

@@ -32,8 +32,8 @@ SHIFT = 128
 
 SMOOTH = 1.0
 
-# Private use characters stand for concepts (wording.py): nobody may type one.
-_PRIVATE = re.compile("[\ue000-\uf8ff]")
+# Private use characters stand for concepts (wording.py) and sayings: nobody may type one.
+_PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010ffff]")
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -220,6 +220,12 @@ ac: ac set
 NEAR = """
 receive/arrive download/obtain export/download create/add update_/change update_/sync update_/upgrade use/redeem
 hours/location_open hours/location_close hours/worktime worktime/location_open
+find/search search/view find/view exam/test_ comment/review
+comment/feedback feedback/review hire/rent hire/lease lease/rent obtain/receive obtain/pickup borrow/loan
+data/materials materials/proof appointment/book holiday/vacation keep/storage move/moving
+quit/resign set/setup set/setting_ queue/wait penalty/breachfee chooseclass/enroll contact_staff/staff log/record
+damaged/notworking freeze/hang limit/max degree/diploma leak/leak_
+account_open/register submit/file again/retake paid/pay
 wifi/network dog/pet cat/pet damaged/cracked different/other_
 """
 
@@ -246,7 +252,7 @@ on: checkin checkout boarding
 record: chat
 data: backup
 deadline: pay submit apply register enroll
-buy: discount
+buy: discount insurance
 arrive: refund transfer withdraw ship deposit
 obtain: refund result discount ratelimit salary grade
 process_: refund return visa passport idcard license driverlicense residence result salary grade

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 from local_infer.model import Abstained, Language
+from local_infer.retrieval.sayings import NO_SAYINGS, Sayings
 from local_infer.retrieval.vetoes import find_veto
 from local_infer.retrieval.wording import Wording, read_wording
 
@@ -49,7 +50,10 @@ def doubt_everything(_: Found) -> bool:
 
 
 def admissible(
-    asked: Wording, found: Sequence[Found], doubts: Callable[[Found], bool] = doubt_everything
+    asked: Wording,
+    found: Sequence[Found],
+    doubts: Callable[[Found], bool] = doubt_everything,
+    sayings: Sayings = NO_SAYINGS,
 ) -> tuple[list[Found], str]:
     """Those that nothing vetoes, best first (the operator's before verified ones), and the veto on the nearest one.
 
@@ -59,7 +63,7 @@ def admissible(
     first_veto = ""
     left = []
     for one in near:
-        why = find_veto(asked, stored_wording(one.question), doubts=doubts(one))
+        why = find_veto(asked, stored_wording(one.question), sayings, doubts=doubts(one))
         if why is None:
             left.append(one)
         elif not first_veto:
@@ -73,9 +77,10 @@ def choose(
     threshold: Callable[[Found], float | None],
     margin: float,
     doubts: Callable[[Found], bool] = doubt_everything,
+    sayings: Sayings = NO_SAYINGS,
 ) -> Found | Abstained:
     """The one that may answer. `threshold(found)` is the least similarity of its entry, None when it may not answer yet."""
-    left, veto = admissible(asked, found, doubts)
+    left, veto = admissible(asked, found, doubts, sayings)
     if not left:
         return Abstained(f"veto: {veto}" if veto else "nothing similar")
     why = "similarity"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from typing import Literal
 
-from local_infer.retrieval.antonyms import EXCLUDING
+from local_infer.retrieval.lexicon import excluding
+from local_infer.retrieval.sayings import NO_SAYINGS, Sayings, leave_out_shared
 from local_infer.retrieval.situations import implied, near
 from local_infer.retrieval.wording import TROUBLES, Wording
 
@@ -57,43 +57,44 @@ _SAME_KIND_OF = {
 }
 _GOES_WITHOUT_SAYING = (
     *(("howmuch", "=fee"), ("howmany", "=limit"), ("when", "=time"), ("howlong", "=time"), ("howlong", "tak")),
+    *(("remedy", "=after"), ("outcome", "=after")),
 )
-"""Who asks how much need not say that it is a price."""
+"""Who asks how much need not say that it is a price, what to do now not that it is after something."""
 _ENDING_LIST = "ment ation ition tion ion er ness ly able ible ance ence ity al age or"
 _ENDINGS = frozenset(_ENDING_LIST.split())
 # What may be added without changing which question is asked; one of them for another does change it.
 _PRECISE_LIST = "when howlong howlongfor howmuch howmany howoften who why must outcome"
 _PRECISE = frozenset(_PRECISE_LIST.split())
 """Asked of an action, so that none may be left out: when one applies is not when one gets it."""
-_LOOSE = frozenset({"=obtain", "=apply", "=support"})
+_HELP = frozenset({"how", "where", "whereto", "whether", "can", "state", "remedy", "which", "what"})
+"""Kinds that two questions may ask in which say the same in quite other words; in the same words another kind is meant."""
+_LOOSE = frozenset({"=obtain", "=apply", "=support", "=use", "tak"})
 
 
-def find_veto(asked: Wording, stored: Wording, *, doubts: bool = True) -> Why | None:
+def find_veto(asked: Wording, stored: Wording, sayings: Sayings = NO_SAYINGS, *, doubts: bool = True) -> Why | None:
     """The first reason why the answer to `stored` may be wrong for `asked`; None when there is none. Symmetric.
 
-    Without `doubts`, other words alone are no reason: only for a similarity that knows what words mean.
+    What both say in different ways of one line of `sayings` is no difference. Without `doubts`, other words alone are
+    no reason: only for a similarity that knows what words mean.
     """
+    asked, stored, is_reworded = leave_out_shared(asked, stored, sayings)
     for why, differs in _VETOES if doubts else _VETOES[:-1]:
-        if differs(asked, stored):
+        if differs(asked, stored) and not (is_reworded and differs is _question_word and _asks_for_help(asked, stored)):
             return why
     return None
+
+
+def _asks_for_help(one: Wording, other: Wording) -> bool:
+    """Whether both ask how to do something, or tell what is wrong, and of the same thing: can I, where do I, how do I."""
+    return _kinds(one) | _kinds(other) <= _HELP and not any(_unmatched(one, other))
 
 
 def _negation(one: Wording, other: Wording) -> bool:
     return one.negations % 2 != other.negations % 2
 
 
-@cache
-def _excluding() -> frozenset[frozenset[str]]:
-    pairs: set[frozenset[str]] = set()
-    for group in EXCLUDING.split():
-        names = ["=" + name for name in group.split("/")]
-        pairs.update(frozenset({a, b}) for a in names for b in names if a != b)
-    return frozenset(pairs)
-
-
 def _antonym(one: Wording, other: Wording) -> bool:
-    return any(frozenset({a, b}) in _excluding() for a in one.polar - other.polar for b in other.polar - one.polar)
+    return any(frozenset({a, b}) in excluding() for a in one.polar - other.polar for b in other.polar - one.polar)
 
 
 def _one_sided(one: Wording, other: Wording) -> bool:
@@ -119,10 +120,10 @@ def _question_word(one: Wording, other: Wording) -> bool:
 
 
 def _kinds(wording: Wording) -> frozenset[str]:
-    """The kinds of question in it, the loose one (whether) only when it is alone; a bare phrase asks how."""
+    """The kinds of question in it, the loose one (whether) only when alone; a bare phrase asks how, or tells of trouble."""
     strict = wording.questions - {"whether", "can", "what", "which", "whatis"}
     strict = strict or wording.questions - {"whether", "can"} or wording.questions - {"whether"}
-    return strict or wording.questions or frozenset({"how"})
+    return strict or wording.questions or frozenset({"state" if _is_trouble(wording) else "how"})
 
 
 def _compatible(a: str, b: str, one: Wording, other: Wording) -> bool:
@@ -207,7 +208,7 @@ def _parties_swapped(one: Wording, other: Wording) -> bool:
     """Whether both name two that exclude each other, in the other order: show hidden files, hide shown files."""
     places = _places(one, other)
     return any(
-        p > q and frozenset({a, b}) in _excluding() for i, (a, p) in enumerate(places) for b, q in places[i + 1 :]
+        p > q and frozenset({a, b}) in excluding() for i, (a, p) in enumerate(places) for b, q in places[i + 1 :]
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from local_infer.retrieval.frames import reframe
 from local_infer.retrieval.lexicon import Meaning, stem, words
 from local_infer.retrieval.ngrams import normalise
 from local_infer.retrieval.situations import Said, apply_situations
@@ -65,6 +66,10 @@ _RESULT = re.compile(r"([收打看找听连查搜签])不(到|开|出来|出|见
 _BACK = re.compile(r"\b(send|give|bring)\s+((?:[a-z]+\s+){1,3}?)back\b")
 _SHORT_IS = re.compile(r"\b(what|where|when|who|how|why)'s\b")
 _DEVICE = re.compile(r"([开关充上])不[了进上起](机|电|网|门)")
+_LAST_NOT = re.compile(r"(?<=[\u4e00-\u9fff])(?<![么何从也都还又绝])(?:不|没|没有)(?=\s*(?:$|[?？。,，!！]))")
+"""能退不: can it be returned?"""
+_PAY_BACK = re.compile(r"(?<![退归偿返])还(?=(?:信用卡|花呗|贷|房贷|车贷|清)|[吗么呢]?\s*(?:$|[?？。,，!！]))")
+"""怎么还: how to repay, not "still"."""
 _FOR_HOW_LONG = re.compile(
     r"(?:可以|能)[^，。,]*(?:多久|几天|多长|多少天|几个月)(?!可以|能)"
     r"|\bhow (?:long|many days) (?:can|may|could) (?:i|we|you)\b"
@@ -95,6 +100,8 @@ _REWRITES = (
     (_BACK, r"\1 back \2"),
     (_DEVICE, r"不\1\2"),
     (_RESULT, r"不\1\2"),
+    (_LAST_NOT, "吗"),
+    (_PAY_BACK, "还款"),
 )
 """What stands apart is put together, what is cut short is written out: turn it off, what's, 打不开."""
 _ZH_NUMBER = re.compile(r"第?[零一二两三四五六七八九十百千万亿]+")
@@ -107,7 +114,7 @@ class Wording:
 
     `parties`: who is spoken of, `I` and others, in the order of first mention. `owner`: "me" (my), "you" (your), or "".
     Directions (from, to, than) are content, too: `>to`. `latin` is every Latin word or code, lower case, to look
-    identifiers of the other question up in.
+    identifiers of the other question up in. `has_han`: it has a Chinese character.
     """
 
     gram_text: str
@@ -120,6 +127,7 @@ class Wording:
     latin: frozenset[str]
     parties: tuple[str, ...]
     owner: str
+    has_han: bool
 
 
 _TROUBLES = """
@@ -156,6 +164,7 @@ class _Reader:
         self.text = raw.casefold()
         for pattern, plain in _REWRITES:
             self.text = pattern.sub(plain, self.text)
+        self.text = reframe(self.text)
         self.has_han = bool(_HAN.search(self.text))
         self.items: list[tuple[str, str]] = []
         self.negations = 0
@@ -194,6 +203,7 @@ class _Reader:
             frozenset(self.latin),
             tuple(dict.fromkeys(self.parties)),
             self._owner(),
+            self.has_han,
         )
 
     def _settle_questions(self) -> None:

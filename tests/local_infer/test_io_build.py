@@ -13,7 +13,9 @@ from core.errors import ConfigError, NearpathError
 from local_infer.retrieval.faq import read_faq
 from local_infer.retrieval.io_build import build_command, build_index, read_files, read_index
 from local_infer.retrieval.io_faq_index import FaqIndex, words_digest
+from local_infer.retrieval.io_sayings import shipped_sayings
 from local_infer.retrieval.ngrams import code_points
+from local_infer.retrieval.sayings import gram_text
 from local_infer.retrieval.verdict import Look
 from local_infer.retrieval.wording import read_wording
 
@@ -43,9 +45,21 @@ def test_command(tmp_path: Path) -> None:
     assert read_index(tmp_path / "index").questions == 3
 
 
+def test_questions_that_nobody_can_find_are_named(tmp_path: Path) -> None:
+    text = "- {id: place, questions: [Where are you?, 你们在哪里, What is the address of the shop?], answer: Here}\n"
+    (tmp_path / "faq.yaml").write_text(text, "utf-8")
+    app = typer.Typer()
+    app.command()(build_command)
+    result = CliRunner().invoke(app, ["--faq", str(tmp_path / "faq.yaml"), "--out", str(tmp_path / "index")])
+    assert result.exit_code == 0, result.output
+    warned = [line for line in result.output.splitlines() if line.startswith("warning: ")]
+    assert ["'Where are you?'" in warned[0], "'你们在哪里'" in warned[1], len(warned)] == [True, True, 2]
+    assert all("entry place" in line for line in warned)
+
+
 def test_rows_are_for_their_tenant_context_and_language(tmp_path: Path) -> None:
     index = opened(make(tmp_path / "index"))
-    key = code_points(read_wording("How do I pay?").gram_text)
+    key = code_points(gram_text(read_wording("How do I pay?"), shipped_sayings()))
     assert [f.answer for f in index.run([Look(key, "any", b"", "en")])[0]] == ["By card."]
     both = index.run([Look(key, "shop", b"", "en")])[0]
     assert [(f.answer, f.source, f.made_s) for f in both] == [("By card.", "faq", 5.0), ("y", "faq", 5.0)]
@@ -53,7 +67,7 @@ def test_rows_are_for_their_tenant_context_and_language(tmp_path: Path) -> None:
 
 
 def test_what_was_learned_is_void_when_the_answer_changes(tmp_path: Path) -> None:
-    key = code_points(read_wording("How do I pay?").gram_text)
+    key = code_points(gram_text(read_wording("How do I pay?"), shipped_sayings()))
     lines = [
         f'{{"id": "pay", "question": "How do I pay?", "answer": "{a}"}}'.encode() for a in ("By card.", "In cash.")
     ]

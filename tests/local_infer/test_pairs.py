@@ -9,6 +9,7 @@ import csv
 import os
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pytest
 
 from local_infer.generation.io_onnx import open_session
 from local_infer.model import Abstained
+from local_infer.retrieval.io_sayings import shipped_sayings
 from local_infer.retrieval.ngram_graph import INPUT, write_graph
 from local_infer.retrieval.ngrams import code_points, index_questions
 from local_infer.retrieval.question import language_of
+from local_infer.retrieval.sayings import gram_text
 from local_infer.retrieval.verdict import Found, choose
 from local_infer.retrieval.vetoes import find_veto
 from local_infer.retrieval.wording import read_wording
@@ -48,10 +51,18 @@ def pairs(name: str) -> list[Pair]:
 
 @cache
 def mixed(name: str) -> list[Pair]:
-    """Pairs of both kinds in one file: `para` and `miss`."""
+    """Pairs of both kinds in one file: `para` and `miss`; `half` is the writer, where there are several."""
     with (DATA / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
-    return [Pair(name, language, kind, stored, asked) for kind, language, stored, asked in rows]
+    return [Pair("".join(who), language, kind, stored, asked) for kind, language, stored, asked, *who in rows]
+
+
+def veto(pair: Pair) -> str | None:
+    return find_veto(read_wording(pair.asked), read_wording(pair.stored), shipped_sayings())
+
+
+def grams(question: str) -> str:
+    return gram_text(read_wording(question), shipped_sayings())
 
 
 class Shelf:
@@ -59,15 +70,15 @@ class Shelf:
 
     def __init__(self, questions: list[str], file: Path) -> None:
         self.questions = list(dict.fromkeys(questions))
-        file.write_bytes(write_graph(index_questions([read_wording(q).gram_text for q in self.questions])))
+        file.write_bytes(write_graph(index_questions([grams(q) for q in self.questions])))
         self.session: Any = open_session(file, providers=["cpu"], threads=1)
 
     def answer(self, asked: str) -> str | None:
         wording = read_wording(asked)
-        scores, rows = self.session.run(None, {INPUT: code_points(wording.gram_text)})
+        scores, rows = self.session.run(None, {INPUT: code_points(grams(asked))})
         stored = [(s, self.questions[r]) for s, r in zip(scores.tolist(), rows.tolist(), strict=True)]
         found = [Found(s, q, q, q, "faq", 0.0) for s, q in stored if language_of(q) == language_of(asked)]
-        chosen = choose(wording, found, lambda _: THRESHOLD, MARGIN)
+        chosen = choose(wording, found, lambda _: THRESHOLD, MARGIN, sayings=shipped_sayings())
         return None if isinstance(chosen, Abstained) else chosen.answer
 
 
@@ -114,7 +125,7 @@ def test_no_false_hit_the_other_way_round(tmp_path: Path) -> None:
 
 
 def test_fresh_pairs(tmp_path: Path) -> None:
-    # Who has seen no list words things quite differently: measured recall 0.24. The aim of 0.8 is far away.
+    # Who has seen no list words things quite differently: measured recall 0.26. The aim of 0.8 is far away.
     misses = [pair for pair in mixed("fresh") if pair.kind == "miss"]
     rewordings = [pair for pair in mixed("fresh") if pair.kind == "para"]
     assert len(misses) >= 120
@@ -125,19 +136,61 @@ def test_fresh_pairs(tmp_path: Path) -> None:
     other = Shelf([pair.asked for pair in misses], tmp_path / "other.onnx")
     assert [pair for pair in misses if both.answer(pair.asked) == pair.stored] == []
     assert [pair for pair in misses if other.answer(pair.stored) == pair.asked] == []
-    assert sum(both.answer(pair.asked) == pair.stored for pair in rewordings) >= 0.2 * len(rewordings)
+    assert sum(both.answer(pair.asked) == pair.stored for pair in rewordings) >= 0.24 * len(rewordings)
 
 
 def test_what_the_lists_were_fitted_on() -> None:
-    vetoed = {pair: find_veto(read_wording(pair.stored), read_wording(pair.asked)) for pair in mixed("fitted")}
+    vetoed = {pair: veto(pair) for pair in mixed("fitted")}
     assert [pair for pair, why in vetoed.items() if pair.kind == "miss" and why is None] == []
     found = [why is None for pair, why in vetoed.items() if pair.kind == "para"]
     assert sum(found) >= 0.7 * len(found)
 
 
-@pytest.mark.parametrize(("half", "least"), [("dev", 0.75), ("final", 0.55)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("strangers_fit", 0.105), ("strangers_held", 0.105), ("strangers_last", 0.07)]
+)
+def test_strangers_pairs_by_their_vetoes(name: str, least: float) -> None:
+    # Measured 0.11, 0.11, 0.08; through the graph the first two 0.08 and 0.07: rewordings that leave no word as it was.
+    rows = mixed(name)
+    assert len(rows) >= 200
+    assert [pair for pair in rows if pair.kind == "miss" and veto(pair) is None] == []
+    rewordings = [pair for pair in rows if pair.kind == "para"]
+    assert sum(veto(pair) is None for pair in rewordings) >= least * len(rewordings)
+
+
+@pytest.mark.parametrize("name", ["strangers_fit", "strangers_held"])
+def test_strangers_pairs_through_the_graph(name: str, tmp_path: Path) -> None:
+    # Each writer's questions are a FAQ of its own.
+    hits = 0
+    for writer in sorted({pair.half for pair in mixed(name)}):
+        rows = [pair for pair in mixed(name) if pair.half == writer]
+        both = Shelf([pair.stored for pair in rows] + make_distractors(DISTRACTORS // 20), tmp_path / f"{writer}.onnx")
+        said = {pair: both.answer(pair.asked) for pair in rows}
+        assert [pair for pair in rows if pair.kind == "miss" and said[pair] == pair.stored] == []
+        hits += sum(pair.kind == "para" and said[pair] == pair.stored for pair in rows)
+    assert hits >= 0.06 * sum(pair.kind == "para" for pair in mixed(name))
+
+
+def test_questions_of_strangers_hardly_ever_answer_each_other() -> None:
+    # Of about 20,000 pairs that have a word in common 0.3% pass; read by hand, nine of ten of these do ask the same.
+    questions = sorted({q for pair in mixed("strangers_fit") for q in (pair.stored, pair.asked)})
+    known = {frozenset({pair.stored, pair.asked}) for pair in mixed("strangers_fit")}
+    read = {question: (read_wording(question), set(read_wording(question).content)) for question in questions}
+    near = [
+        (one, other)
+        for one, other in combinations(questions, 2)
+        if read[one][1] & read[other][1]
+        and frozenset({one, other}) not in known
+        and language_of(one) == language_of(other)
+    ]
+    passed = [two for two in near if find_veto(read[two[0]][0], read[two[1]][0], shipped_sayings()) is None]
+    assert len(near) > 15_000
+    assert len(passed) <= 75
+
+
+@pytest.mark.parametrize(("half", "least"), [("dev", 0.83), ("final", 0.62)])
 def test_recall(shelf: Shelf, half: str, least: float) -> None:
-    # Measured: dev 0.83, final 0.59. The aim of 0.8 is not reached; see docs/local_infer-retrieval.md.
+    # Measured: dev 0.86, final 0.65. The aim of 0.8 is not reached; see docs/local_infer-retrieval.md.
     asked = [pair for pair in pairs("paraphrases") if pair.half == half]
     hits = [pair for pair in asked if shelf.answer(pair.asked) == pair.stored]
     assert len(hits) / len(asked) >= least
