@@ -43,6 +43,9 @@ class GatewayLimits(Section):
     header_time: Duration = Field(default=10.0, gt=0, le=300, description="a request must be here whole within this")
     idle: Duration = Field(default=75.0, gt=0, le=3600, description="an idle connection is closed after this")
     requests: int = Field(default=1024, ge=1, le=100_000, description="requests under way at once, over all clients")
+    share: Share = Field(
+        default=0.5, gt=0, description="of `requests`, what a key without `concurrency` may take while others ask too"
+    )
     total: Duration = Field(default=600.0, gt=0, le=86400, description="longest answer, streams included")
 
 
@@ -103,6 +106,9 @@ class Routing(Section):
         default=2.0, ge=0, le=600, description="a Retry-After up to this is waited for, a longer one counts as down"
     )
     hedge: Share = Field(default=0.0, description="second requests after the p95, per request; 0%: off")
+    explore: Share = Field(
+        default=0.01, description="requests to upstreams whose times are not known, to know them; 0%: none"
+    )
     probe_every: Duration = Field(default=10.0, ge=0.1, le=3600, description="upstreams without traffic are probed")
     breaker: Breaker = Breaker()
     steering: Steering = Field(
@@ -270,13 +276,29 @@ def _upstreams(raw: Mapping[str, Any]) -> Iterator[Finding]:
         for model in _mapping(upstream, "models"):
             if isinstance(model, str) and model.startswith(_OWN_MARKS):
                 yield ("upstreams", name, "models", model), "local/ and cache/ mark our own answers: use another name"
+        if isinstance(upstream, Mapping):
+            yield from _base_url(("upstreams", name, "url"), upstream.get("url"))
     cache = _mapping(raw, "cache")
+    neighbours = cache.get("neighbours")
+    for i, url in enumerate(neighbours if isinstance(neighbours, list) else ()):
+        yield from _base_url(("cache", "neighbours", i), url)
     endpoint = _mapping(raw, "otlp").get("endpoint")
     if isinstance(endpoint, str) and "@" in endpoint:
         yield ("otlp", "endpoint"), "must not hold a password: put a header into headers_file"
     redis = cache.get("redis")
     if isinstance(redis, str) and "@" in redis:
         yield ("cache", "redis"), "must not hold a password: put it into redis_password_file"
+
+
+def _base_url(path: tuple[str | int, ...], url: Any) -> Iterator[Finding]:
+    """What a URL that paths are added to must not have. Nothing of it is shown: it may hold a password."""
+    if not isinstance(url, str):
+        return
+    if "@" in url.partition("//")[2].partition("/")[0]:
+        key = "neighbour_key_file" if path[0] == "cache" else "key_file"
+        yield path, f"must not hold a name or a password: put the key into {key}"
+    if "?" in url or "#" in url:
+        yield path, "must not have a query (?) or a fragment (#): paths are added to its end"
 
 
 def _steps(raw: Mapping[str, Any]) -> Iterator[Finding]:

@@ -1,4 +1,8 @@
-"""Errors of the gateway: what a client is told (in the OpenAI API's form), and what the parts tell each other."""
+"""Errors of the gateway: what a client is told (in the OpenAI API's form), and what the parts tell each other.
+
+As in that API, the `type` of a client's fault is `invalid_request_error`, of 401, 403 and 404 too, and the `code` tells
+them apart: `invalid_api_key`, `model_not_found`.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,16 @@ from collections.abc import Mapping
 from core.errors import NearpathError
 
 INVALID = "invalid_request_error"
-AUTHENTICATION = "authentication_error"
-PERMISSION = "permission_error"
-NOT_FOUND = "not_found_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER = "server_error"
 UNAVAILABLE = "service_unavailable_error"
 
 
 class ApiError(NearpathError):
-    """An error for the client: HTTP `status`, and the fields of the API's error object."""
+    """An error for the client: HTTP `status`, and the fields of the API's error object.
+
+    `why` goes to log and telemetry instead of `code` where that says less.
+    """
 
     def __init__(
         self,
@@ -30,8 +34,10 @@ class ApiError(NearpathError):
         param: str | None = None,
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
+        why: str = "",
     ) -> None:
         super().__init__(what, fix)
+        self.why = why
         self.status = status
         self.kind = kind
         self.code = code
@@ -45,12 +51,19 @@ class ApiError(NearpathError):
         return json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def no_such_model(model: str) -> ApiError:
+    """404, as the API has it."""
+    what = f"the model '{model}' does not exist or you do not have access to it"
+    return ApiError(404, INVALID, what, "see /v1/models", param="model", code="model_not_found")
+
+
 class Unreachable(NearpathError):
     """No upstream began an answer; `reasons` says why, by upstream. No client sees their names or addresses.
 
-    `reason` is one of a few fixed words (`connect`, `timeout`, `status 503`, `rate limited`, `open circuit`, ...), fit for
-    X-Degraded and for metric labels. `limited`: all that could be asked said 429, and there is room again after
-    `retry_after_s` (`in_ms`: told to the millisecond). `answer_status` and `answer_body` are the last real error answer.
+    `reason` is one of a few fixed words (`connect`, `timeout`, `status 503`, `rate limited`, `credentials`, ...), fit for
+    X-Degraded and for metric labels; of an upstream whose circuit is open, what opened it. `limited`: all that could be
+    asked said 429, and there is room again after `retry_after_s` (`in_ms`: told to the millisecond). `answer_status` and
+    `answer_body` are the last real error answer.
     """
 
     def __init__(

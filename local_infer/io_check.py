@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 
+from core.config import split_listen
 from core.config_infer import InferConfig, Routing, Upstream
 from core.errors import NearpathError
 from core.io_http import bind_tcp, server_tls
+from local_infer.io_check_cache import check_cache
+from local_infer.load.io_processes import pid_of
 from local_infer.retrieval.io_build import read_index
 from local_infer.telemetry.io_otlp import check_extra, read_headers
 from local_infer.upstreams.io_attempt import Broken
 from local_infer.upstreams.io_probing import open_link
 
 _COLLECTOR_S = 5.0
+_LISTEN = "0A"
+"""TCP_LISTEN in /proc/net/tcp."""
 
 Finding = tuple[bool, str, str]
 """(good, what was looked at, what was found)."""
@@ -27,7 +34,8 @@ Finding = tuple[bool, str, str]
 
 async def check_all(config: InferConfig) -> int:
     """Print one line for each thing looked at; the exit status: 1 when one is bad."""
-    findings = [*_files(config), *_addresses(config), *await _upstreams(config), *await _collector(config)]
+    findings = [*_files(config), *_addresses(config), *await check_cache(config)]
+    findings += [*await _upstreams(config), *await _collector(config)]
     for good, name, text in findings:
         print(f"{'ok  ' if good else 'FAIL'} {name}: {text}")
     return 0 if all(good for good, _name, _text in findings) else 1
@@ -96,7 +104,45 @@ def _addresses(config: InferConfig) -> Iterator[Finding]:
             bind_tcp(listen).close()
             yield True, "listen", f"{listen} is free"
         except NearpathError as error:
-            yield False, "listen", str(error)
+            pid = _running(config)
+            if pid and _listens(pid, listen):
+                yield True, "listen", f"{listen} is in use by the gateway that runs (pid {pid})"
+            else:
+                yield False, "listen", str(error)
+
+
+def _running(config: InferConfig) -> int:
+    """The process of the gateway that runs on this state_dir; 0: none does."""
+    try:
+        return pid_of(Path(config.state_dir))
+    except (NearpathError, OSError):
+        return 0
+
+
+def _listens(pid: int, listen: str) -> bool:
+    """Whether the process listens on exactly this address. Where its files cannot be seen, it is taken to be the one."""
+    host, port = split_listen(listen)
+    family, table = (socket.AF_INET6, "tcp6") if ":" in host else (socket.AF_INET, "tcp")
+    packed = socket.inet_pton(family, host)
+    # The kernel prints words of four bytes, as numbers of this machine.
+    words = (int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4))
+    wanted = "".join(f"{word:08X}" for word in words) + f":{port:04X}"
+    lines = [line.split() for line in Path(f"/proc/self/net/{table}").read_text().splitlines()]
+    sockets = {f"socket:[{line[9]}]" for line in lines if line[1] == wanted and line[3] == _LISTEN}
+    try:
+        return any(_link(file) in sockets for file in Path(f"/proc/{pid}/fd").iterdir())
+    except PermissionError:
+        return bool(sockets)
+    except FileNotFoundError:
+        return False
+
+
+def _link(file: Path) -> str:
+    """Where it points; empty when it is gone by now."""
+    try:
+        return os.readlink(file)
+    except FileNotFoundError:
+        return ""
 
 
 async def _upstreams(config: InferConfig) -> list[Finding]:

@@ -21,6 +21,7 @@ from core.io_log import get_logger
 from core.io_state import hold_state_dir
 from local_infer.cache.io_cache import Cache
 from local_infer.gateway.io_server import Gateway
+from local_infer.gateway.room import Room
 from local_infer.generation.io_generation import Generation
 from local_infer.generation.io_model_queue import LocalQueue
 from local_infer.ladder.steps import Ladder
@@ -144,11 +145,12 @@ class Daemon:
     async def _start_parts(self) -> None:
         """Start each part, and note how to close it: parts are closed against the order of their start."""
         config, now, registry, stack = self.config, self.clock.now, self.registry, self._stack
+        room = Room(config.limits)
         telemetry: Telemetry | None = None
         if config.otlp is not None:
             telemetry = await Telemetry.start(config, now, self._rng, registry)
             stack.push_async_callback(telemetry.close)
-        self._upstreams = upstreams = await IoUpstreams.start(config, now, self._rng, registry)
+        self._upstreams = upstreams = await IoUpstreams.start(config, now, self._rng, registry, room)
         stack.push_async_callback(upstreams.close)
         cache = await Cache.start(config, now, registry)
         stack.push_async_callback(cache.close)
@@ -165,7 +167,7 @@ class Daemon:
         stack.push_async_callback(self._end_tasks)
         self._gateway = gateway = Gateway(
             config, answer, ladder.cards, registry, now,
-            hottest=cache.hottest, not_ready=self.not_ready, telemetry=telemetry,
+            hottest=cache.hottest, not_ready=self.not_ready, telemetry=telemetry, room=room,
         )  # fmt: skip
         await cache.warm(ladder.fetch)
         await gateway.start()

@@ -75,6 +75,7 @@ class Ask:
 
     `refused` are the steps that the client does not want (`X-Ladder-Refuse`), `resume` (`X-Stream-Resume`) says that a cut
     stream may be continued by another upstream. `arrived_s` is on the anchored clock. `trace` is its span, with telemetry.
+    `idempotency_key` is the one header of the client's that goes on as it came: it says nothing of the answer.
     """
 
     id: str
@@ -89,6 +90,7 @@ class Ask:
     refused: frozenset[Step] = frozenset()
     resume: bool = False
     trace: Trace | None = None
+    idempotency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +131,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Abstained:
-    """A local step does not answer: `why` in a few fixed words, fit for a metric label."""
+    """A local step does not answer: `why` in a few fixed words, fit for a metric label; `what` for who asked."""
 
     why: str
+    what: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,20 @@ def read_lines(
 
     `named`: a line must name its tenant. Others are for all tenants, which costs a request each.
     """
+    found, bad, seen = parse_lines(data, tenants, most, named=named)
+    if bad:
+        _log.warning(
+            "cache_warm_lines_left_out", source=source, lines=len(bad), first=bad[0], fix="correct these lines"
+        )
+    if seen > most:
+        _log.warning("cache_warm_lines_too_many", source=source, lines=data.count(b"\n"), taken=most)
+    return found
+
+
+def parse_lines(
+    data: bytes, tenants: Sequence[str], most: int = MAX_LINES, *, named: bool = False
+) -> tuple[list[Line], list[str], int]:
+    """As `read_lines`: (the requests, what is wrong with lines that are none, how many lines were looked at)."""
     found: list[Line] = []
     bad: list[str] = []
     seen = 0
@@ -100,13 +114,7 @@ def read_lines(
             found.append(one)
         except ValueError as error:
             bad.append(f"line {number}: {error}")
-    if bad:
-        _log.warning(
-            "cache_warm_lines_left_out", source=source, lines=len(bad), first=bad[0], fix="correct these lines"
-        )
-    if seen > most:
-        _log.warning("cache_warm_lines_too_many", source=source, lines=data.count(b"\n"), taken=most)
-    return found
+    return found, bad, seen
 
 
 def _read_line(line: bytes, tenants: Sequence[str]) -> Line:
@@ -181,7 +189,7 @@ async def _all_lines(config: InferConfig) -> list[Line]:
     lines: list[Line] = []
     if config.cache.warm_file is not None:
         try:
-            data = await asyncio.to_thread(_read_file, config.cache.warm_file)
+            data = await asyncio.to_thread(read_warm_file, config.cache.warm_file)
             lines += read_lines(data, config.cache.warm_file, tenants)
         except (OSError, ValueError) as error:
             _log.error("cache_warm_file_failed", file=config.cache.warm_file, why=str(error), fix="see cache.warm_file")
@@ -191,7 +199,8 @@ async def _all_lines(config: InferConfig) -> list[Line]:
     return lines
 
 
-def _read_file(file: str) -> bytes:
+def read_warm_file(file: str) -> bytes:
+    """What is in it; OSError or ValueError when it cannot be used."""
     with Path(file).open("rb") as handle:
         data = handle.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
@@ -208,33 +217,36 @@ def _read_key(file: str) -> str:
 
 async def _ask_neighbour(url: str, config: InferConfig) -> bytes:
     """The hottest requests of a gateway; nothing when it cannot be asked, which the log tells."""
-    where = url.rstrip("/")
-    where += "/hot-keys" if where.endswith("/v1") else "/v1/hot-keys"
-    headers = {"Accept-Encoding": "identity"}
     try:
-        if config.cache.neighbour_key_file is not None:
-            key = await asyncio.to_thread(_read_key, config.cache.neighbour_key_file)
-            headers["Authorization"] = f"Bearer {key}"
-        timeout = aiohttp.ClientTimeout(total=_NEIGHBOUR_S, connect=_NEIGHBOUR_S / 2)
-        async with (
-            # Not decompressed: what is small on the way could be anything here.
-            aiohttp.ClientSession(timeout=timeout, trust_env=False, auto_decompress=False) as session,
-            # A redirect would carry the key elsewhere.
-            session.get(
-                where, params={"count": str(NEIGHBOUR_KEYS)}, headers=headers, allow_redirects=False
-            ) as response,
-        ):
-            if response.status != 200:
-                raise ValueError(f"status {response.status}")
-            data = bytearray()
-            async for chunk in response.content.iter_chunked(1 << 16):
-                data += chunk
-                if len(data) > MAX_SENT_BYTES:
-                    raise ValueError(f"more than {MAX_SENT_BYTES >> 20} MiB")
-            return bytes(data)
+        return await ask_neighbour(url, config, NEIGHBOUR_KEYS)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         _log.warning("cache_neighbour_failed", neighbour=url, why=str(error) or type(error).__name__)
         return b""
+
+
+async def ask_neighbour(url: str, config: InferConfig, count: int) -> bytes:
+    """Its `count` hottest requests; ClientError, OSError or ValueError when it does not tell."""
+    where = url.rstrip("/")
+    where += "/hot-keys" if where.endswith("/v1") else "/v1/hot-keys"
+    headers = {"Accept-Encoding": "identity"}
+    if config.cache.neighbour_key_file is not None:
+        key = await asyncio.to_thread(_read_key, config.cache.neighbour_key_file)
+        headers["Authorization"] = f"Bearer {key}"
+    timeout = aiohttp.ClientTimeout(total=_NEIGHBOUR_S, connect=_NEIGHBOUR_S / 2)
+    async with (
+        # Not decompressed: what is small on the way could be anything here.
+        aiohttp.ClientSession(timeout=timeout, trust_env=False, auto_decompress=False) as session,
+        # A redirect would carry the key elsewhere.
+        session.get(where, params={"count": str(count)}, headers=headers, allow_redirects=False) as response,
+    ):
+        if response.status != 200:
+            raise ValueError(f"status {response.status}")
+        data = bytearray()
+        async for chunk in response.content.iter_chunked(1 << 16):
+            data += chunk
+            if len(data) > MAX_SENT_BYTES:
+                raise ValueError(f"more than {MAX_SENT_BYTES >> 20} MiB")
+        return bytes(data)
 
 
 async def work_idle(cache: Cache, fetch: Fetch, budget: Callable[[], bool]) -> None:

@@ -7,7 +7,7 @@ import logging
 import resource
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
@@ -48,6 +48,7 @@ class Connection(web.RequestHandler):
             keepalive_timeout=idle_s,
             lingering_time=_LINGER_S,
         )
+        self._server = server
         self._header_time_s = header_time_s
         self._header_timer: asyncio.TimerHandle | None = None
 
@@ -59,8 +60,8 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """As aiohttp does; a request that has begun gets `header_time` for its headers."""
         super().data_received(data)
-        # A handler that waits after bytes came has got a part of a request.
-        if self.idle:
+        # A handler that waits after bytes came has got a part of a request; so has one that has not begun to wait.
+        if self.idle or not self._request_count:
             if self._header_timer is None:
                 self._header_timer = self._loop.call_later(self._header_time_s, self._too_slow)
         elif self._header_timer is not None:
@@ -80,7 +81,8 @@ class Connection(web.RequestHandler):
             error = ApiError(408, INVALID, "the request headers came too slowly")
             self.transport.write(
                 b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
-                b"Content-Length: %d\r\n\r\n%s" % (len(error.body()), error.body())
+                b"X-Request-Id: %s\r\nContent-Length: %d\r\n\r\n%s"
+                % (self._server.new_id().encode(), len(error.body()), error.body())
             )
             self.force_close()
 
@@ -96,7 +98,8 @@ class Connection(web.RequestHandler):
             _log.error("request_failed", error=type(exc).__name__ if exc else "", why=str(exc)[:200])
         what = (message or "").splitlines()[0][:200] if status < 500 and message else ""
         error = ApiError(status, INVALID if status < 500 else SERVER, what or "the request could not be handled", "")
-        response = web.Response(status=status, body=error.body(), headers=error_headers(error))
+        headers = {**error_headers(error), "X-Request-Id": self._server.new_id()}
+        response = web.Response(status=status, body=error.body(), headers=headers)
         response.force_close()
         return response
 
@@ -108,10 +111,13 @@ class GatewayServer(web.Server):
     generator need some too: past `most` connections the stranger who came first goes, at last the new one itself.
     """
 
-    def __init__(self, handler: Handler, limits: GatewayLimits, most: int | None = None) -> None:
+    def __init__(
+        self, handler: Handler, limits: GatewayLimits, most: int | None = None, new_id: Callable[[], str] = str
+    ) -> None:
         # A client that goes away cancels its handler, and so the upstream.
         super().__init__(handler, handler_cancellation=True)
         self.limits = limits
+        self.new_id = new_id
         self._most = most if most is not None else max(_LEAST_CONNECTIONS, _descriptors() // 2)
         self._strangers: dict[web.RequestHandler, None] = {}
 
@@ -172,3 +178,29 @@ class StreamedResponse(web.StreamResponse):
     """A response whose headers go out in one packet with its first bytes."""
 
     _send_headers_immediately = False
+
+
+async def read_body(request: web.BaseRequest, limits: GatewayLimits) -> bytes:
+    """The body, whole; ApiError 413 or 408. What is decompressed counts, not what came."""
+    try:
+        if request.content.is_eof():
+            return await request.read()
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+            # RFC 9110 10.1.1: only now, when key and length are known to be good. curl asks so for large bodies.
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        async with asyncio.timeout(limits.header_time):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large(limits.body) from None
+    except TimeoutError:
+        raise ApiError(
+            408, INVALID, f"the request was not here whole within {limits.header_time:g} s", code="timeout"
+        ) from None
+    except web.RequestPayloadError:
+        raise ApiError(400, INVALID, "the body is not what its headers say") from None
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    """For a body that is longer."""
+    return ApiError(413, INVALID, f"the body is larger than {limit_bytes} bytes", code="body_too_large")

@@ -19,16 +19,16 @@ from core.config_infer import InferConfig
 from core.errors import NearpathError
 from core.io_http import bind_tcp, bound_address, server_tls
 from core.io_log import get_logger
-from local_infer.fault import INVALID, NOT_FOUND, RATE_LIMIT, SERVER, UNAVAILABLE, ApiError
+from local_infer.fault import INVALID, RATE_LIMIT, SERVER, UNAVAILABLE, ApiError, no_such_model
 from local_infer.gateway.forms import write_model, write_models
 from local_infer.gateway.gateway_metrics import CLIENT_GONE, GatewayMetrics, Note, access_line
 from local_infer.gateway.headers import SERVER as SERVER_NAME
 from local_infer.gateway.headers import answer_headers, error_headers
 from local_infer.gateway.io_access_log import AccessLog
-from local_infer.gateway.io_connection import GatewayServer, StreamedResponse
+from local_infer.gateway.io_connection import GatewayServer, StreamedResponse, read_body, too_large
 from local_infer.gateway.keys import Caller, Keys
 from local_infer.gateway.request import read_ask
-from local_infer.gateway.room import Room, weigh
+from local_infer.gateway.room import SMALL_ANSWER_BYTES, Room, weigh
 from local_infer.gateway.sse import write_event
 from local_infer.model import Answer, Ask, Clock, Endpoint, ModelCard, Stream
 from local_infer.telemetry.io_otlp import Telemetry
@@ -37,8 +37,6 @@ _ENDPOINTS = {f"/v1{endpoint.value}": endpoint for endpoint in Endpoint}
 _MODELS = "/v1/models"
 _HOT_KEYS = "/v1/hot-keys"
 _MAX_HOT_KEYS = 10_000
-_SMALL_BODY_BYTES = 65536
-"""Larger answers are written within the request's time limit: the client may read them slowly, or not at all."""
 _TAIL_BYTES = 2048
 _LOGGED_BYTES = 1 << 20
 _BUSY_RETRY_S = 1.0
@@ -90,6 +88,7 @@ class Gateway:
         hottest: Callable[[str, int], bytes] = _hottest,
         not_ready: Callable[[], Sequence[str]] = _ready,
         telemetry: Telemetry | None = None,
+        room: Room | None = None,
     ) -> None:
         self._config = config
         self._telemetry = telemetry
@@ -105,7 +104,7 @@ class Gateway:
         self._started_s = int(clock())
         self._id_prefix, self._id_count = f"req_{os.urandom(6).hex()}", 0
         self._under_way = 0
-        self._room = Room(config.limits)
+        self._room = room or Room(config.limits)
         self._limits: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._stopping = False
@@ -117,7 +116,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Listen on every configured address; NearpathError when one cannot be had, and then on none."""
-        self._server = GatewayServer(self._handle, self._config.limits)
+        self._server = GatewayServer(self._handle, self._config.limits, new_id=self._new_id)
         self._tls = server_tls(self._config.tls.cert, self._config.tls.key) if self._config.tls else None
         try:
             for listen in self._config.listen:
@@ -207,16 +206,20 @@ class Gateway:
         endpoint = _ENDPOINTS.get(request.path)
         if endpoint is None:
             response = self._handle_small(request)
+            response.headers["X-Request-Id"] = self._new_id()
         else:
             response = await self._serve(request, endpoint)
         if self._stopping:
             response.force_close()
         return response
 
+    def _new_id(self) -> str:
+        self._id_count += 1
+        return f"{self._id_prefix}{self._id_count:x}"
+
     async def _serve(self, request: web.BaseRequest, endpoint: Endpoint) -> web.StreamResponse:
         config, now = self._config, self._clock()
-        self._id_count += 1
-        note = Note(f"{self._id_prefix}{self._id_count:x}", endpoint.value, now)
+        note = Note(self._new_id(), endpoint.value, now)
         try:
             caller = self._admit(request, config, now, note)
         except ApiError as error:
@@ -260,13 +263,14 @@ class Gateway:
         caller = self._find_caller(request)
         note.client = caller.client.name
         if (request.content_length or 0) > config.limits.body:
-            raise _too_large(config.limits.body)
+            raise too_large(config.limits.body)
+        share = self._keys.share(caller, now)
         if self._under_way >= config.limits.requests:
             raise ApiError(
                 429, RATE_LIMIT, "the gateway has as many requests under way as it takes", "try again soon",
                 code="overloaded", retry_after_s=_BUSY_RETRY_S,
             )  # fmt: skip
-        caller.enter(now)
+        caller.enter(now, share)
         return caller
 
     async def _answer(self, exchange: _Exchange) -> web.StreamResponse:
@@ -274,7 +278,7 @@ class Gateway:
         compressed = hdrs.CONTENT_ENCODING in request.headers
         told = None if compressed else request.content_length
         with self._room.place(config.limits.body if told is None else told) as place:
-            body = await _read_body(request, config)
+            body = await read_body(request, config.limits)
             place.resize(weigh(body))
             return await self._answer_to(exchange, body)
 
@@ -311,16 +315,21 @@ class Gateway:
         note.tail = body
         if exchange.config.access_log.content:
             note.answer = body[:_LOGGED_BYTES]
-        if len(body) > _SMALL_BODY_BYTES:
-            try:
-                await response.prepare(exchange.request)
-                await response.write_eof()
-            except BaseException:
-                # Begun, so no other answer may follow on this connection.
-                if exchange.request.transport is not None:
-                    exchange.request.transport.abort()
-                raise
+        if len(body) > SMALL_ANSWER_BYTES:
+            # Written within the request's time limit: the client may read it slowly, or not at all.
+            with self._room.sending(body):
+                await self._write_long(exchange, response)
         return response
+
+    async def _write_long(self, exchange: _Exchange, response: web.Response) -> None:
+        try:
+            await response.prepare(exchange.request)
+            await response.write_eof()
+        except BaseException:
+            # Begun, so no other answer may follow on this connection.
+            if exchange.request.transport is not None:
+                exchange.request.transport.abort()
+            raise
 
     async def _send_stream(
         self, exchange: _Exchange, response: web.StreamResponse, stream: Stream
@@ -381,7 +390,7 @@ class Gateway:
             return self._models(path, caller)
         except ApiError as error:
             self._metrics.refused.labels(error.code or str(error.status)).inc()
-            return _error_response(error, "")
+            return _error_response(error)
 
     def _health(self, path: str) -> web.StreamResponse:
         reasons = [*(["stopping"] if self._stopping else []), *self._parts.not_ready()] if path == "/readyz" else []
@@ -396,9 +405,7 @@ class Gateway:
             wanted = path.removeprefix(_MODELS + "/")
             card = next((card for card in cards if card.id == wanted), None)
             if card is None:
-                raise ApiError(
-                    404, NOT_FOUND, f"the model '{wanted[:128]}' does not exist", param="model", code="model_not_found"
-                )
+                raise no_such_model(wanted[:128])
             body = write_model(card, self._started_s)
         return web.Response(body=body, headers=_headers_of("application/json"))
 
@@ -419,7 +426,7 @@ class Gateway:
 
     def _refuse(self, error: ApiError, note: Note) -> web.StreamResponse:
         note.status = error.status
-        note.reason = error.code or note.reason
+        note.reason = error.why or error.code or note.reason
         self._metrics.refused.labels(error.code or str(error.status)).inc()
         return _error_response(error, note.id)
 
@@ -436,27 +443,6 @@ def _headers_of(content_type: str) -> dict[str, str]:
     return {"Content-Type": content_type, "Cache-Control": "no-store", "Server": SERVER_NAME}
 
 
-async def _read_body(request: web.BaseRequest, config: InferConfig) -> bytes:
-    """The body, whole; ApiError 413 or 408. What is decompressed counts, not what came."""
-    try:
-        if request.content.is_eof():
-            return await request.read()
-        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-            # RFC 9110 10.1.1: only now, when key and length are known to be good. curl asks so for large bodies.
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0
-        async with asyncio.timeout(config.limits.header_time):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(config.limits.body) from None
-    except TimeoutError:
-        raise ApiError(
-            408, INVALID, f"the request was not here whole within {config.limits.header_time:g} s", code="timeout"
-        ) from None
-    except web.RequestPayloadError:
-        raise ApiError(400, INVALID, "the body is not what its headers say") from None
-
-
 async def _end_with(request: web.BaseRequest, response: web.StreamResponse, error: ApiError) -> None:
     """An error event as the last of a stream, without `[DONE]`; a client that does not read it is left."""
     try:
@@ -469,7 +455,7 @@ async def _end_with(request: web.BaseRequest, response: web.StreamResponse, erro
         raise ConnectionResetError from None
 
 
-def _error_response(error: ApiError, id: str) -> web.StreamResponse:
+def _error_response(error: ApiError, id: str = "") -> web.StreamResponse:
     headers = error_headers(error)
     if id:
         headers["X-Request-Id"] = id
@@ -488,7 +474,3 @@ def _not_allowed(method: str, allowed: str) -> ApiError:
         405, INVALID, f"not allowed method {method[:20]}", f"use {allowed}", code="method_not_allowed",
         headers={"Allow": allowed},
     )  # fmt: skip
-
-
-def _too_large(limit_bytes: int) -> ApiError:
-    return ApiError(413, INVALID, f"the body is larger than {limit_bytes} bytes", code="body_too_large")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from core.config_infer import ApiKey, InferConfig
 from core.tokens import MAX_TOKEN_LEN, bearer_token, is_token, token_sha256
-from local_infer.fault import AUTHENTICATION, PERMISSION, RATE_LIMIT, ApiError
+from local_infer.fault import INVALID, RATE_LIMIT, ApiError
 from local_infer.model import Client, Priority
 
 ANONYMOUS = "anonymous"
@@ -21,6 +21,9 @@ KEY_BYTES = 32
 _BUSY_RETRY_S = 1.0
 """Retry-After of a full concurrency limit: how long a request takes is not known, so the least that can be said."""
 
+
+ASKED_LATELY_S = 30.0
+"""Who asked within this time is there: what others may take must leave room for the next request."""
 
 LIST_EVERY_S = 0.2
 LISTS_AT_ONCE = 20
@@ -74,19 +77,24 @@ class Caller:
         if not self.may_use(model):
             raise ApiError(
                 403,
-                PERMISSION,
+                INVALID,
                 f"the model '{model}' does not exist or you do not have access to it",
                 param="model",
                 code="model_not_found",
             )
 
-    def enter(self, now: float) -> None:
-        """Count a request in; ApiError 429 when a limit is reached. Each `enter` needs a `leave`."""
-        if self.concurrency and self.under_way >= self.concurrency:
+    def enter(self, now: float, share: int = 0) -> None:
+        """Count a request in; ApiError 429 when a limit is reached. Each `enter` needs a `leave`.
+
+        `share` stands in for `concurrency` where there is none; 0: no limit.
+        """
+        most = self.concurrency or share
+        if most and self.under_way >= most:
+            whose = "its limit" if self.concurrency else "its share while others ask too"
             raise ApiError(
                 429,
                 RATE_LIMIT,
-                f"this key has {self.concurrency} requests under way, its limit",
+                f"this key has {self.under_way} requests under way, {whose}",
                 "wait for one to end",
                 code="concurrency_limit_exceeded",
                 retry_after_s=_BUSY_RETRY_S,
@@ -150,6 +158,9 @@ class Keys:
         callers = [_caller(name, key) for name, key in config.keys.items()]
         self._by_digest = {caller.digest: caller for caller in callers}
         self._anonymous = Caller(Client(ANONYMOUS, _ANONYMOUS_TENANT)) if config.anonymous else None
+        self._share = max(1, int(config.limits.requests * config.limits.share))
+        self._last: Caller | None = None
+        self._last_s = self._other_s = -math.inf
 
     def find(self, authorization: str | None) -> Caller:
         """Whose key the Authorization header holds; ApiError 401.
@@ -162,7 +173,7 @@ class Keys:
                 return self._anonymous
             raise ApiError(
                 401,
-                AUTHENTICATION,
+                INVALID,
                 "you didn't provide an API key",
                 "send it as `Authorization: Bearer KEY`",
                 code="missing_api_key",
@@ -174,12 +185,23 @@ class Keys:
         if found is None:
             raise ApiError(
                 401,
-                AUTHENTICATION,
+                INVALID,
                 "incorrect API key provided",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return found
+
+    def share(self, caller: Caller, now: float) -> int:
+        """How many requests a caller without a limit of its own, who asks now, may have under way; 0: any number.
+
+        One that asks alone may take all; from the moment on that another one asks too, each only gets its share.
+        """
+        if caller is not self._last:
+            # `_other_s` is when somebody else than the last one asked: enough to know for every caller whether one did.
+            self._last, self._other_s = caller, self._last_s
+        self._last_s = now
+        return self._share if now - self._other_s < ASKED_LATELY_S else 0
 
     def _find_key(self, key: str) -> Caller | None:
         # The table sees only hashes, which nobody can steer towards a stored one; the comparison has the last word.
@@ -192,6 +214,7 @@ class Keys:
             if (old := before._by_digest.get(digest)) is not None:
                 old.take_settings(new)
                 self._by_digest[digest] = old
+        self._last, self._last_s, self._other_s = before._last, before._last_s, before._other_s
 
     def under_way(self) -> Mapping[str, int]:
         """Requests under way by client name."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ MAX_VALUES = 1_000_000
 stops everybody: 8 MiB of them took 3 s and 200 MB. The API's largest request is one of 300,000 tokens to embed."""
 
 _MODEL_RE = re.compile(r"[!-~]{1,128}")
+_IDEMPOTENCY_RE = re.compile(r"[!-~]{1,255}")
 _LOOKED_AT = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}
 _STEPS = {step.label: step for step in Step}
 _SURROGATE_RE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -45,10 +47,19 @@ def _finite(text: str) -> float:
     return number
 
 
+_OUR_NAMES = frozenset({"model", "stream", "messages", "role", "content", "prompt", "input", "temperature"})
+"""Names of the API may be told back; any other is a part of what the client sent, which no message repeats."""
+
+
+class _Twice(ValueError):
+    """An object has a name twice: we might check one of them, and an upstream serve the other."""
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a name stands twice in one object")
+        twice = next(name for name, count in Counter(name for name, _value in pairs).items() if count > 1)
+        raise _Twice((repr(twice) if twice in _OUR_NAMES else "a name") + " stands twice in one object")
     return fields
 
 
@@ -80,7 +91,11 @@ def parse_body(body: bytes) -> dict[str, Any]:
         raise _bad(f"the body is nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:
         # No part of the body in the message: it goes to the log too.
-        why = error.msg if isinstance(error, json.JSONDecodeError) else "a number or name is not allowed there"
+        why = "a number is out of range, or NaN or Infinity"
+        if isinstance(error, json.JSONDecodeError):
+            why = error.msg
+        elif isinstance(error, _Twice):
+            why = str(error)
         raise _bad("could not parse the JSON body of your request", why) from None
     if not isinstance(fields, dict):
         raise _bad("the body is no JSON object")
@@ -133,6 +148,7 @@ def read_ask(endpoint: Endpoint, headers: Mapping[str, str], body: bytes, client
     keep = headers.get("X-Cache")
     refuse = headers.get("X-Ladder-Refuse")
     resume = headers.get("X-Stream-Resume")
+    once = headers.get("Idempotency-Key")
     return Ask(
         id,
         endpoint,
@@ -145,6 +161,7 @@ def read_ask(endpoint: Endpoint, headers: Mapping[str, str], body: bytes, client
         _DEFAULT_WISH if control is None and keep is None else read_cache_wish(control or "", keep or ""),
         frozenset() if refuse is None else _read_refused(refuse),
         resume is not None and resume.strip().lower() in ("yes", "true", "1"),
+        idempotency_key="" if once is None else _read_idempotency_key(once),
     )
 
 
@@ -180,6 +197,12 @@ def read_cache_wish(control: str, keep: str) -> CacheWish:
         only_if_cached="only-if-cached" in words,
         max_age_s=float(min(ages)) if ages else None,
     )
+
+
+def _read_idempotency_key(text: str) -> str:
+    if not _IDEMPOTENCY_RE.fullmatch(text):
+        raise _bad("Idempotency-Key must be 1 to 255 visible ASCII characters")
+    return text
 
 
 def _read_refused(text: str) -> frozenset[Step]:

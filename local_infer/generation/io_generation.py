@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
@@ -18,7 +20,8 @@ from local_infer.generation.io_generator_process import Crashed
 from local_infer.generation.io_generator_slots import GeneratorSlots, Job
 from local_infer.generation.io_model_queue import LocalQueue
 from local_infer.generation.model_metrics import GenerationMetrics
-from local_infer.generation.prompt import Prompt, read_prompt
+from local_infer.generation.prompt import ANY_OBJECT, Prompt, read_prompt
+from local_infer.generation.schema_blame import CANCEL, CRASH, Blame
 from local_infer.model import Abstained, Answer, Ask, Clock, ModelCard, Origin, Priority, Question, Step
 
 _JSON = {"content-type": "application/json"}
@@ -34,6 +37,7 @@ class Generation:
         self._config, self._clock = config.generation, clock
         self._metrics = GenerationMetrics(registry)
         self._slots = GeneratorSlots(config, queue, clock, self._metrics)
+        self._blame = Blame()
         self._model = f"local/{config.generation.name}"
         self.reconfigure(config)
 
@@ -73,10 +77,19 @@ class Generation:
         """The model's answer, begun; Abstained with why. Cancel, or close the stream, to end it within a second."""
         prompt = read_prompt(ask, self._config)
         if isinstance(prompt, Abstained):
-            return self._abstain(prompt.why)
-        until_s = min(deadline_s, self._clock() + self._config.wait)
+            self._metrics.abstained.labels(prompt.why).inc()
+            return prompt
+        client, now = ask.client.name, self._clock()
+        # What is ours is no client's fault.
+        schema = prompt.schema if prompt.schema != ANY_OBJECT else None
+        if schema is not None and (refused_s := self._blame.refused_s(client, schema, now)):
+            self._metrics.abstained.labels("schema").inc()
+            return Abstained("schema", f"such a schema of yours made it fail; refused for {math.ceil(refused_s)} s")
+        lost = partial(self._lost, client, schema)
         try:
-            job = await self._slots.begin(self._request(prompt), priority, until_s)
+            job = await self._slots.begin(
+                self._request(prompt), priority, min(deadline_s, now + self._config.wait), lost
+            )
         except Busy as busy:
             _log.debug("generation_busy", id=ask.id, why=busy.what)
             return self._abstain("busy")
@@ -95,6 +108,12 @@ class Generation:
             0, prompt.messages, prompt.text, prompt.max_tokens, self._config.time, prompt.stops,
             prompt.temperature, prompt.top_p, prompt.seed, prompt.schema,
         )  # fmt: skip
+
+    def _lost(self, client: str, schema: str | None, why: str) -> None:
+        """A request cost a slot its process: if it had a schema, that is the likely cause."""
+        if schema is not None:
+            self._blame.note(client, schema, CANCEL if why == "cancel" else CRASH, self._clock())
+            _log.warning("schema_blamed", client=client, why=why)
 
     def _abstain(self, why: str) -> Abstained:
         self._metrics.abstained.labels(why).inc()

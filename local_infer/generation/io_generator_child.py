@@ -173,6 +173,8 @@ class Model:
             finish = over()
             if finish:
                 break
+            # A long prompt takes its time without any fault of the schema.
+            _begin_step(request)
             generator.append_tokens(ids[start : start + PREFILL_TOKENS])
         count = 0
         while not finish:

@@ -7,7 +7,7 @@ by the client's: a client that reads slowly keeps no slot, and one that leaves o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ GRACE_S = 5.0
 _BACK_OFF_MOST_S = 60.0
 _PART = "generation"
 _log = get_logger("generation")
+
+
+def _say_nothing(_why: str) -> None:
+    pass
 
 
 class Job:
@@ -125,15 +129,20 @@ class GeneratorSlots:
 
     # -- jobs
 
-    async def begin(self, request: Generate, priority: Priority, deadline_s: float) -> Job:
-        """Give `request` (its id is set here) to a slot, waiting for one until `deadline_s`; Busy when there is none."""
+    async def begin(
+        self, request: Generate, priority: Priority, deadline_s: float, lost: Callable[[str], None] = _say_nothing
+    ) -> Job:
+        """Give `request` (its id is set here) to a slot, waiting for one until `deadline_s`; Busy when there is none.
+
+        `lost` hears when that cost the slot its process: `cancel`, `late` or `crashed`.
+        """
         began_s = self._clock()
         slot = await self._acquire(priority, deadline_s)
         self._metrics.wait_s.observe(max(0.0, self._clock() - began_s))
         self._count += 1
         job = slot.job = Job(self._count)
         fields = {name: getattr(request, name) for name in Generate.__slots__}
-        self._spawn(self._pump(slot, job, Generate(**{**fields, "id": job.id})))
+        self._spawn(self._pump(slot, job, Generate(**{**fields, "id": job.id}), lost))
         return job
 
     def cancel(self, job: Job) -> None:
@@ -215,7 +224,7 @@ class GeneratorSlots:
         if future is not None and not future.done():
             future.set_exception(error)
 
-    async def _pump(self, slot: _Slot, job: Job, request: Generate) -> None:
+    async def _pump(self, slot: _Slot, job: Job, request: Generate, lost: Callable[[str], None]) -> None:
         """Hand on what the process says, until the job is over; then the slot is free."""
         process = slot.process
         try:
@@ -240,6 +249,7 @@ class GeneratorSlots:
             self._metrics.over("killed")
             _log.warning("generator_killed", pid=process.pid, why=why)
             self._drop(slot, process)
+            lost(why)
         except WireError as error:
             job._come.put_nowait(Refused(job.id, "too long", str(error)))
         except Crashed as error:
@@ -247,6 +257,8 @@ class GeneratorSlots:
             self._metrics.over("crashed")
             _log.error("generator_crashed", pid=process.pid, why=str(error))
             self._drop(slot, process)
+            if not process.retired:
+                lost("crashed")
         finally:
             job.over = True
             job._come.put_nowait(None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.config_infer import Generation
+from local_infer.generation.schema_limits import find_excess
 from local_infer.generation.stopping import LONGEST_STOP, MOST_STOPS
 from local_infer.model import Abstained, Ask, Endpoint
 from local_infer.plain import more_than_plain
@@ -22,8 +23,8 @@ _CAN = frozenset({"tool_choice", "function_call", "response_format", "text_forma
 MOST_CHARACTERS = 32
 """For each token that fits. Words have up to 16 or so; what is longer is not worth the time of cutting it into tokens."""
 
-MOST_PATTERNS = 8
-"""In a schema with `allOf`. Eight take no time that could be seen, 12 a second, 16 hours and gigabytes."""
+ANY_OBJECT = '{"type":"object"}'
+"""The schema of `response_format: json_object`."""
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -43,11 +44,12 @@ class Prompt:
 
 
 class _No(Exception):
-    """Not for the local model, because of `why`."""
+    """Not for the local model, because of `why`; `what` says more."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, what: str = "") -> None:
         super().__init__(why)
         self.why = why
+        self.what = what
 
 
 def read_prompt(ask: Ask, config: Generation) -> Prompt | Abstained:
@@ -55,7 +57,7 @@ def read_prompt(ask: Ask, config: Generation) -> Prompt | Abstained:
     try:
         return _read(ask, config)
     except _No as no:
-        return Abstained(no.why)
+        return Abstained(no.why, no.what)
 
 
 def _read(ask: Ask, config: Generation) -> Prompt:
@@ -150,24 +152,12 @@ def _schema(wanted: Any) -> str | None:
     if wanted is None or kind == "text":
         return None
     if kind == "json_object":
-        return '{"type":"object"}'
+        return ANY_OBJECT
     described = wanted.get("json_schema") if kind == "json_schema" else None
     schema = described.get("schema") if isinstance(described, dict) else None
-    if not isinstance(schema, dict) or _is_explosive(schema):
+    if not isinstance(schema, dict):
         raise _No("response_format")
-    return json.dumps(schema, ensure_ascii=False)
-
-
-def _is_explosive(schema: Mapping[str, Any]) -> bool:
-    """Whether many patterns are to hold at once: an automaton for that has a size to the power of their number."""
-    patterns, meets = 0, False
-    left: list[Any] = [schema]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            patterns += sum(name in ("pattern", "patternProperties", "format") for name in value)
-            meets = meets or "allOf" in value
-            left.extend(value.values())
-        elif isinstance(value, list):
-            left.extend(value)
-    return meets and patterns > MOST_PATTERNS
+    text = json.dumps(schema, ensure_ascii=False)
+    if excess := find_excess(schema, text):
+        raise _No("schema", f"the schema in 'response_format' is too much for it: {excess}")
+    return text

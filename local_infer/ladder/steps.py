@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from core.config_infer import InferConfig
 from core.errors import NearpathError
 from local_infer.cache.cache_key import keys_of
-from local_infer.fault import INVALID, NOT_FOUND, RATE_LIMIT, UNAVAILABLE, ApiError, Busy, Unreachable
+from local_infer.fault import INVALID, RATE_LIMIT, UNAVAILABLE, ApiError, Busy, Unreachable, no_such_model
 from local_infer.gateway.forms import mark_body, mark_events, to_whole
 from local_infer.gateway.sse import ends_with_done
 from local_infer.ladder.ladder_metrics import LadderMetrics
@@ -121,6 +121,9 @@ class Ladder:
         """The answer of the best step that has one; ApiError (503, 429, with Retry-After) when none has. Cancel to stop."""
         if ask.model.startswith(LOCAL):
             return await self._answer_by_name(ask)
+        if self._nobody_serves(ask.model):
+            # A typing error, or a model that is gone: no outage, so nothing of the box stands in for it.
+            raise no_such_model(ask.model)
         allowed = allowed_steps(self._configured, ask)
         kept = await self._cache.find(ask, self._clock()) if allowed & {Step.CACHE, Step.STALE} else None
         down = self._upstreams.down_reason(ask.model)
@@ -132,6 +135,12 @@ class Ladder:
                     self._metrics.degraded.labels(answer.origin.step.label, answer.origin.reason).inc()
                 return answer
         raise self._nothing(run)
+
+    def _nobody_serves(self, model: str) -> bool:
+        """Whether every upstream names its models (`models`), and none of them names this one."""
+        upstreams = self._config.upstreams.values()
+        asked = bool(upstreams) and Step.UPSTREAM in self._configured
+        return asked and all(one.models and model not in one.models for one in upstreams)
 
     def _why_not_asked(self, ask: Ask) -> str:
         """The reason that stands until an upstream was asked."""
@@ -235,10 +244,7 @@ class Ladder:
         named = (s for s in self._steps.values() if any(card.id == ask.model for card in s.cards()))
         step = next((s.step for s in named if s.step in self._configured - ask.refused), None)
         if step is None:
-            raise ApiError(
-                404, NOT_FOUND, f"the model '{ask.model}' does not exist", "see /v1/models", param="model",
-                code="model_not_found",
-            )  # fmt: skip
+            raise no_such_model(ask.model)
         if ask.endpoint is Endpoint.EMBEDDINGS:
             raise ApiError(400, INVALID, f"the model '{ask.model}' makes no embeddings", param="model")
         got = await self._step_answer(step, ask)
@@ -255,7 +261,8 @@ class Ladder:
                 503, UNAVAILABLE, f"the local model cannot answer now ({got.why})", "try again later",
                 code="local_model", retry_after_s=self._config.ladder.retry_after,
             )  # fmt: skip
-        raise ApiError(400, INVALID, f"the local model cannot answer this request ({got.why})", code="not_supported")
+        why = got.what or got.why
+        raise ApiError(400, INVALID, f"the local model cannot answer this request ({why})", code="not_supported")
 
     def _nothing(self, run: _Run) -> ApiError:
         if run.ask.cache.only_if_cached:
@@ -273,10 +280,16 @@ class Ladder:
             return ApiError(
                 429, RATE_LIMIT, "the rate limit of the upstreams is reached, and nothing else could answer",
                 "try again later", code="rate_limit_exceeded", retry_after_s=max(1.0, wait_s), headers=headers,
+                why=run.reason,
             )  # fmt: skip
+        what = f"no upstream answers ({run.reason}), and nothing else could"
+        if Step.UPSTREAM in run.ask.refused:
+            what = "you refused the upstreams (X-Ladder-Refuse), and nothing else could answer"
+        elif Step.UPSTREAM not in run.allowed:
+            what = "upstreams are not asked here (ladder.steps), and nothing else could answer"
         return ApiError(
-            503, UNAVAILABLE, f"no upstream answers ({run.reason}), and nothing else could", "try again later",
-            code="no_step", retry_after_s=max(1.0, wait_s), headers=headers,
+            503, UNAVAILABLE, what, "try again later", code="no_step", retry_after_s=max(1.0, wait_s), headers=headers,
+            why=run.reason,
         )  # fmt: skip
 
     # -- proof before use

@@ -81,7 +81,7 @@ def bench_command(
     seed: Annotated[int, typer.Option("--seed", help="Other seeds make other requests.")] = 1,
     as_json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Put load on a gateway, and check every answer; exit status 1 when one was lost or went to somebody else."""
+    """Put load on a gateway, and check every answer; exit status 1 when one was lost or crossed, or all refused."""
     chosen = next((one for one in PROFILES if one == profile), None)
     if chosen is None:
         raise NearpathError(f"there is no profile {profile!r}", f"use one of {', '.join(PROFILES)}")
@@ -104,7 +104,13 @@ def bench_command(
         print(json.dumps(as_json(run, facts)))
     else:
         print_report(run, facts)
-    if run.all.bad or died:
+    answered = run.all.outcomes["good"] > 0
+    if not answered:
+        codes = ", ".join(f"{count} {code}" for code, count in run.all.codes.most_common(5))
+        print(
+            f"no request was answered{f': {codes}' if codes else ''}: look at --url, key and --model", file=sys.stderr
+        )
+    if run.all.bad or died or not answered:
         for why in run.whys:
             print(why, file=sys.stderr)
         if log is not None:

@@ -46,10 +46,12 @@ class Call:
 def begin_call(ask: Ask, model: str, upstream: str, url: str, now: float) -> Call:
     """An attempt for `ask` at the upstream with the base URL `url`, where its model is called `model`."""
     trace = ask.trace
+    own = {"Idempotency-Key": ask.idempotency_key} if ask.idempotency_key else NO_HEADERS
     if trace is None:
-        return Call(None, ask, model, upstream, url, now, NO_HEADERS)
+        return Call(None, ask, model, upstream, url, now, own)
     span_id = trace.draw()
-    return Call(trace, ask, model, upstream, url, now, trace.headers_for(span_id), span_id)
+    headers = trace.headers_for(span_id)
+    return Call(trace, ask, model, upstream, url, now, {**headers, **own} if own else headers, span_id)
 
 
 @lru_cache(maxsize=256)

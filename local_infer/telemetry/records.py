@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 from local_infer.cache.freshness import cache_word
 from local_infer.gateway.gateway_metrics import CLIENT_GONE
 from local_infer.gateway.sse import ends_with_done
-from local_infer.upstreams.attempt import is_finished
 
 Value = str | int | float | bool | list[str]
 Kind = Literal["server", "client"]
@@ -131,7 +130,7 @@ def error_of(one: Exchange) -> str:
     if one.status >= 400:
         # The reason is a code in fixed words; a status is one too.
         return one.reason if one.step == "none" and one.reason else str(one.status)
-    if one.stream and one.status == 200 and not (ends_with_done(one.tail) or is_finished(one.tail)):
+    if one.stream and one.status == 200 and not ends_with_done(one.tail):
         return "stream_cut"
     return ""
 

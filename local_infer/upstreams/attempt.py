@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from local_infer.gateway.sse import data_of, split_events
+from local_infer.gateway.forms import to_events, to_whole, wants_usage
+from local_infer.gateway.sse import MAX_EVENT_BYTES, data_of, split_events
 from local_infer.model import Ask, Endpoint
 
 MAX_ANSWER_BYTES = 64 << 20
@@ -101,6 +102,23 @@ def is_object(body: bytes) -> bool:
     return body[:64].lstrip(b" \t\r\n").startswith(b"{") and body[-64:].rstrip(b" \t\r\n").endswith(b"}")
 
 
+def as_stream(body: bytes, ask: Ask) -> bytes | None:
+    """A body that came whole where a stream was asked for, as the events it should have been; None: it is no answer.
+
+    Some upstreams do not stream every model, some send events under another content type. None too for what is longer
+    than an event may be: reading it stops everybody.
+    """
+    if len(body) > MAX_EVENT_BYTES:
+        return None
+    try:
+        if body[:64].lstrip().startswith(b"{"):
+            return to_events(body, wants_usage(ask))
+        to_whole(body)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return body
+
+
 def find_strange(status: int, headers: Mapping[str, str]) -> str:
     """Why a successful response (lower-case header names) is not one of the API; empty: it may be one."""
     if status >= 300:
@@ -168,11 +186,27 @@ def fault_of_event(event: bytes) -> Failure | None:
 
     `status` is set when the error carries one (an int in `code` or `status`, as vLLM and OpenRouter send it).
     """
-    data = data_of(event)
     named = b"event:error" in event[:64].replace(b" ", b"")
-    if not named and b'"error"' not in data:
+    if not named and b'"error"' not in event:
         return None
-    return _fault_of(data) or (Failure("error in stream") if named else None)
+    return _fault_of(data_of(event)) or (Failure("error in stream") if named else None)
+
+
+def before_error(events: bytes) -> tuple[bytes, str]:
+    """(the events before one that tells of an error, what to call it); all of them, and empty, when there is none."""
+    if b"error" in events:
+        at = 0
+        for event in split_events(events):
+            if fault_of_event(event) is not None:
+                return events[:at], "error in stream"
+            at += len(event)
+    return events, ""
+
+
+def up_to_error(events: bytes) -> tuple[bytes, str]:
+    """(the events up to and with the first that tells of an error, what to call it); all of them, and empty, without."""
+    before, reason = before_error(events)
+    return (before + split_events(events[len(before) :])[0], reason) if reason else (events, "")
 
 
 def _fault_of(data: bytes) -> Failure | None:
@@ -202,17 +236,44 @@ def _status_in(value: Any) -> int | None:
     return None
 
 
-def has_data(events: bytes) -> bool:
-    """Whether a run of events carries data: comments and empty events that keep a connection alive are no answer yet."""
-    if not (events.startswith(b"data:") or b"\ndata:" in events or b"\rdata:" in events):
-        return False
-    return any(data_of(event) for event in split_events(events))
+def first_event(events: bytes) -> bytes:
+    """The first event of a run that carries data; empty: what only keeps a connection alive (comments, say) has none."""
+    if events.startswith(b"data: {"):  # nearly always
+        end = events.find(b"\n\n") + 2
+        if end > 1 and events.find(b"\r", 0, end) < 0:
+            return events[:end]
+    elif not (events.startswith(b"data:") or b"\ndata:" in events or b"\rdata:" in events):
+        return b""
+    return next((event for event in split_events(events) if data_of(event)), b"")
 
 
-def is_finished(events: bytes) -> bool:
-    """Whether the last events of a stream tell that the answer is complete, though `[DONE]` did not come."""
-    compact = events.replace(b" ", b"")
-    return b'"finish_reason":"' in compact
+def tells_end(events: bytes) -> bool:
+    """Whether a choice may come to its end in these events: cheap, for each run of a stream."""
+    return b'"finish_reason":"' in events or b'"finish_reason": "' in events
+
+
+def is_finished(endings: bytes, ask: Ask) -> bool:
+    """Whether all that was asked for has come to its end, though `[DONE]` did not come.
+
+    `endings` are the events of the stream of which `tells_end` holds.
+    """
+    finished = set()
+    for event in split_events(endings):
+        try:
+            choices = json.loads(data_of(event))["choices"]
+            finished |= {choice.get("index", 0) for choice in choices if choice.get("finish_reason")}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return len(finished) >= _choices_asked(ask)
+
+
+def _choices_asked(ask: Ask) -> int:
+    """How many choices an answer has: `n` of each prompt, where one may be text or a list of tokens."""
+    count, prompt = ask.fields.get("n"), ask.fields.get("prompt")
+    prompts = len(prompt) if ask.endpoint is Endpoint.COMPLETIONS and isinstance(prompt, list) and prompt else 1
+    if prompts > 1 and isinstance(prompt, list) and isinstance(prompt[0], int):
+        prompts = 1
+    return prompts * (count if isinstance(count, int) and count > 0 else 1)
 
 
 def body_for(ask: Ask, model_there: str) -> bytes:

@@ -10,10 +10,8 @@ import asyncio
 import contextvars
 import errno
 import functools
-import os
 import socket
 import ssl
-import stat
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -26,10 +24,10 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from core.config_infer import Routing, Upstream
-from core.errors import NearpathError
-from core.io_log import get_logger
-from local_infer.gateway.sse import Overlong, Splitter, data_of, split_events
-from local_infer.model import Ask
+from local_infer.gateway.room import SMALL_ANSWER_BYTES as UNCOUNTED_BYTES
+from local_infer.gateway.room import Room
+from local_infer.gateway.sse import Overlong, Splitter, ends_with_done
+from local_infer.model import Ask, Stream
 from local_infer.telemetry.call import NO_HEADERS
 from local_infer.upstreams.attempt import (
     MAX_ANSWER_BYTES,
@@ -37,10 +35,11 @@ from local_infer.upstreams.attempt import (
     SMALL_ANSWER_BYTES,
     Failure,
     Verdict,
+    as_stream,
     fault_of_body,
     fault_of_event,
     find_strange,
-    has_data,
+    first_event,
     is_event_stream,
     is_object,
     judge,
@@ -48,11 +47,9 @@ from local_infer.upstreams.attempt import (
     retry_after_s,
     without_secret,
 )
+from local_infer.upstreams.io_credentials import base_headers
 from local_infer.upstreams.io_sockets import end_if_silent, socket_options
 
-log = get_logger("upstreams")
-
-_MAX_KEY_BYTES = 4096
 _READ_BYTES = 1 << 16
 
 _STALE_WITHIN_S = 1.0
@@ -152,16 +149,20 @@ async def begin(
     begin_s: float,
     secret: bytes,
     clock: Callable[[], float],
+    room: Room,
     more: Mapping[str, str] = NO_HEADERS,
 ) -> Begun:
-    """Send `body` and read until the answer has begun, `begin_s` at most. Raises AttemptFailed; cancelling closes all."""
+    """Send `body` and read until the answer has begun, `begin_s` at most. Raises AttemptFailed; cancelling closes all.
+
+    ApiError 429 when `room` has none for a long whole answer.
+    """
     accept = "text/event-stream" if ask.stream else "application/json"
     reply: Reply | None = None
     kept = False
     try:
         async with asyncio.timeout(begin_s):
             reply = await transport.send("POST", ask.endpoint.value, body, accept, ask.id, connect_s, begin_s, more)
-            begun = await _begin(reply, ask, secret, clock)
+            begun = await _begin(reply, ask, secret, clock, room)
             kept = begun.reply is not None
             return begun
     except TimeoutError:
@@ -175,7 +176,7 @@ async def begin(
             await reply.close()
 
 
-async def _begin(reply: Reply, ask: Ask, secret: bytes, clock: Callable[[], float]) -> Begun:
+async def _begin(reply: Reply, ask: Ask, secret: bytes, clock: Callable[[], float], room: Room) -> Begun:
     ttfb_s = time.monotonic() - reply.sent_s
     status, headers = reply.status, reply.headers
     verdict = judge(status, headers)
@@ -186,15 +187,19 @@ async def _begin(reply: Reply, ask: Ask, secret: bytes, clock: Callable[[], floa
         raise AttemptFailed(Failure(strange))
     if status < 300 and ask.stream and is_event_stream(headers):
         return await _begin_stream(reply, secret)
-    body = await _read_whole(reply, MAX_ANSWER_BYTES)
+    body = await _read_whole(reply, room)
     if status >= 400:
         return Begun(status, headers, ttfb_s, False, without_secret(body, secret))
-    if not ask.stream and not is_object(body):
-        # A body that ends with its connection may have been cut anywhere, and HTTP would not tell (RFC 9112 8).
-        raise AttemptFailed(Failure("cut" if body.lstrip().startswith(b"{") else "not the API"))
     fault = fault_of_body(body)
     if fault is not None:
         return _own_fault(fault, headers, ttfb_s, secret)
+    events = as_stream(body, ask) if ask.stream else None
+    if events is None and (ask.stream or not is_object(body)):
+        # A body that ends with its connection may have been cut anywhere, and HTTP would not tell (RFC 9112 8).
+        cut = body.lstrip().startswith(b"{") and not is_object(body)
+        raise AttemptFailed(Failure("cut" if cut else "not the API"))
+    if events is not None:
+        return Begun(status, {**headers, "content-type": "text/event-stream; charset=utf-8"}, ttfb_s, True, events)
     small = ask.endpoint.value == "/embeddings" or len(body) <= SMALL_ANSWER_BYTES
     return Begun(status, headers, ttfb_s, small, body)
 
@@ -209,12 +214,12 @@ async def _begin_stream(reply: Reply, secret: bytes) -> Begun:
         events = splitter.feed(data)
         first += events
         # Comments that keep the connection alive are no answer; they go out with the first event that is one.
-        if events and has_data(events):
+        event = first_event(events) if events else b""
+        if event:
             break
         if len(first) > MAX_ERROR_BYTES:
             raise Overlong("comments")
     ttfb_s = time.monotonic() - reply.sent_s
-    event = next(event for event in split_events(first) if data_of(event))
     fault = fault_of_event(event)
     if fault is not None:
         return _own_fault(fault, reply.headers, ttfb_s, secret)
@@ -235,68 +240,52 @@ async def _failure(reply: Reply, verdict: Verdict, secret: bytes, now: float) ->
     # Nobody needs to see what is said about our credentials, or where a redirect leads.
     if reply.status >= 400 and reason != "credentials":
         with suppress(Broken, AttemptFailed):
-            body = without_secret(await _read_whole(reply, MAX_ERROR_BYTES), secret)
+            body = without_secret(await _read_some(reply, MAX_ERROR_BYTES), secret)
     wait_s = retry_after_s(reply.headers, now)
     in_ms = "retry-after-ms" in reply.headers
     return Failure(reason, reply.status, body, wait_s, in_ms, full=verdict is Verdict.FULL)
 
 
-async def _read_whole(reply: Reply, limit: int) -> bytes:
+async def _read_whole(reply: Reply, room: Room) -> bytes:
+    """An answer of any length that is taken; ApiError 429 when the gateway has no room for it."""
+    with room.answer_place() as place:
+        # Its pieces, and in the end the whole of them beside.
+        return await _read_some(reply, MAX_ANSWER_BYTES, lambda length: place.resize(2 * length))
+
+
+async def _read_some(reply: Reply, limit: int, grown: Callable[[int], None] | None = None) -> bytes:
     pieces, length = [], 0
     while data := await reply.read():
         pieces.append(data)
         length += len(data)
         if length > limit:
             raise AttemptFailed(Failure("too long"))
+        if grown is not None and length > UNCOUNTED_BYTES:
+            grown(length)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-# -- credentials and certificates
-
-
-def read_key(name: str, upstream: Upstream) -> str:
-    """The upstream's API key; empty without a file. NearpathError (which never holds the key) when it cannot be read."""
-    if upstream.key_file is None:
-        return ""
-    file = upstream.key_file
+async def events_of(begun: Begun, pause_s: float) -> Stream:
+    """Runs of whole events of a stream up to its end; why it ended before, if it did, is left in `begun.reason`."""
+    reply, splitter = begun.reply, begun.splitter
+    assert reply is not None
+    assert splitter is not None
+    yield begun.first
+    reply.wait_at_most(pause_s)
+    begun.ended = ends_with_done(begun.first)
     try:
-        with open(file, "rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            data = stream.read(_MAX_KEY_BYTES + 1)
-    except OSError as error:
-        raise NearpathError(
-            f"key_file {file} of upstream {name} cannot be read: {error.strerror}",
-            "put its API key there, readable by the gateway's user only",
-        ) from None
-    key = data.strip()
-    if not key or len(data) > _MAX_KEY_BYTES or not all(33 <= byte <= 126 for byte in key):
-        raise NearpathError(f"key_file {file} of upstream {name} does not hold a key", "it must hold that one word")
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        fix = "others on this host may use the key; chmod 600 it"
-        log.warning("key_file_exposed", upstream=name, file=file, mode=f"{stat.S_IMODE(mode):04o}", fix=fix)
-    return key.decode("ascii")
-
-
-def base_headers(upstream: Upstream, key: str) -> dict[str, str]:
-    """What every request to the upstream carries."""
-    headers = {"Accept-Encoding": "identity", "User-Agent": "nearpath-local-infer", **upstream.headers}
-    if key:
-        bearer = upstream.key_header.lower() == "authorization"
-        headers[upstream.key_header] = f"Bearer {key}" if bearer else key
-    return headers
-
-
-def tls_context(name: str, upstream: Upstream) -> ssl.SSLContext | None:
-    """How its certificate is checked; None for plain http. NearpathError when `ca_file` is no good."""
-    if not upstream.url.startswith("https:"):
-        return None
-    try:
-        return ssl.create_default_context(cafile=upstream.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise NearpathError(
-            f"ca_file {upstream.ca_file} of upstream {name} cannot be used: {type(error).__name__}",
-            "it must be a PEM file with certificates",
-        ) from None
+        while not begun.ended:
+            data = await reply.read()
+            if not data:
+                return
+            events = splitter.feed(data)
+            if events:
+                begun.ended = ends_with_done(events)
+                yield events
+    except Broken as broken:
+        begun.reason = broken.reason
+    except Overlong:
+        begun.reason = "too long"
 
 
 # -- HTTP/1.1 by aiohttp

@@ -21,7 +21,8 @@ from typing import Any
 from core.config_infer import Routing, Upstream
 from core.errors import NearpathError
 from local_infer.telemetry.call import NO_HEADERS
-from local_infer.upstreams.io_attempt import Broken, Reply, base_headers
+from local_infer.upstreams.io_attempt import Broken, Reply
+from local_infer.upstreams.io_credentials import base_headers
 from local_infer.upstreams.io_sockets import end_if_silent, socket_options
 
 try:

@@ -4,6 +4,7 @@ A probe is `GET probe`. It is sent when an upstream had no request for `probe_ev
 `warm` of them at once, each on a connection of its own, keep so many connections open. When such a connection is lost
 (closed, or silent for longer than TCP keepalives allow), or a probe fails, an upstream is under suspicion: then as many
 probes as make it down follow each other closely. So one that goes away is known to be down within seconds, without traffic.
+One that is well each time just closes what is idle, and is less and less often asked for that (`suspicion.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from core.config_infer import InferConfig, Routing, Upstream
 from core.io_log import get_logger
 from local_infer.model import Clock, ModelCard
 from local_infer.upstreams.attempt import Failure, Verdict, judge, reason_of
-from local_infer.upstreams.io_attempt import AiohttpTransport, Broken, Transport, read_key, tls_context
+from local_infer.upstreams.io_attempt import AiohttpTransport, Broken, Transport
+from local_infer.upstreams.io_credentials import read_key, tls_context
 from local_infer.upstreams.io_http2 import Http2Transport
 from local_infer.upstreams.ranking import Member, Ranking
+from local_infer.upstreams.suspicion import Suspicion
 from local_infer.upstreams.upstream_metrics import UpstreamMetrics
 
 log = get_logger("upstreams")
@@ -31,7 +34,7 @@ _TICK_S = 0.5
 """How often the state is looked at."""
 
 _DOWN_S = 1.0
-"""How often an upstream that is not well is probed, and one that loses connections, at most."""
+"""How often an upstream that is not well is probed."""
 
 _AGAIN_S = 0.5
 """Between the probes of one under suspicion: they are not waited for, as each may take all of `connect`."""
@@ -155,21 +158,24 @@ class Probing:
 
     async def _watch(self, member: Member, routing: Routing, first: asyncio.Event) -> None:
         due_s = probed_s = 0.0
-        lost = False
+        suspicion = Suspicion(routing.probe_every)
         while True:
             now = self._clock()
             well = member.state(now) in ("closed", "ejected", "limited") and member.is_up is True
-            lost = lost or self._has_lost(member)
-            # Requests that come tell by themselves; connections that are lost beside them are too many, and no news.
-            suspect = well and lost and now >= max(probed_s, member.asked_s) + _DOWN_S
+            if self._has_lost(member):
+                suspicion.lost(now)
+            suspect = well and suspicion.is_due(max(probed_s, member.asked_s), now)
             if suspect or now >= (
                 max(due_s, member.asked_s + routing.probe_every) if well and first.is_set() else due_s
             ):
-                lost = False
+                suspicion.heard()
                 try:
                     failed = 0 if suspect else int(not await self._probe(member, routing, well))
                     while well and member.is_up and (suspect or failed):
-                        if await self._make_sure(member, routing, failed):
+                        sure = await self._make_sure(member, routing, failed)
+                        if suspect:
+                            suspicion.answered(sure, self._clock())
+                        if sure:
                             break
                 except Exception as error:  # a fault of ours must not end the probing
                     log.error("probe_failed", upstream=member.name, error=type(error).__name__)

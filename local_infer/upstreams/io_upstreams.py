@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -20,15 +20,26 @@ from core.config_infer import InferConfig
 from core.io_log import get_logger
 from local_infer.fault import UNAVAILABLE, ApiError, Unreachable
 from local_infer.gateway.headers import visible_headers
-from local_infer.gateway.sse import Overlong, ends_with_done, split_events, write_event
+from local_infer.gateway.room import Room
+from local_infer.gateway.sse import DONE, ends_with_done, write_event
 from local_infer.model import Answer, Ask, Clock, ModelCard, Origin, Step, Stream
 from local_infer.telemetry.call import Call, begin_call
-from local_infer.upstreams.attempt import Failure, body_for, fault_of_event, is_finished, lane_of, reason_of
+from local_infer.upstreams.attempt import (
+    MAX_ERROR_BYTES,
+    Failure,
+    before_error,
+    body_for,
+    is_finished,
+    lane_of,
+    tells_end,
+    up_to_error,
+)
 from local_infer.upstreams.circuit import HEDGE_WINDOW_S, RETRY_FLOOR, RETRY_WINDOW_S, Budget, Ticket, hedge_after_s
-from local_infer.upstreams.io_attempt import AttemptFailed, Begun, Broken, Reply, begin
+from local_infer.upstreams.io_attempt import AttemptFailed, Begun, Broken, Reply, begin, events_of
 from local_infer.upstreams.io_probing import Link, Probing, open_link
 from local_infer.upstreams.ranking import Choice, Lane, Member, Ranking
 from local_infer.upstreams.resume import Sofar, continuation, ending, join, may_resume
+from local_infer.upstreams.run import Run
 from local_infer.upstreams.upstream_metrics import UpstreamMetrics
 
 log = get_logger("upstreams")
@@ -42,23 +53,6 @@ _CUT = write_event(
 
 
 @dataclass(slots=True)
-class _Run:
-    """One request on its way to an answer."""
-
-    ask: Ask
-    lane: Lane
-    give_up_s: float
-    deadline_s: float
-    tried: list[str] = field(default_factory=list)
-    reasons: dict[str, str] = field(default_factory=dict)
-    last: Failure | None = None
-    other: bool = False
-    """An upstream gave an error answer that is no 429."""
-    why: str = ""
-    wait_s: float | None = None
-
-
-@dataclass(slots=True)
 class _Won:
     """An answer that has begun, and who gives it."""
 
@@ -67,13 +61,19 @@ class _Won:
     link: Link
     ticket: Ticket
     call: Call
+    lane: Lane
+    unnoted: bool
+    """A stream whose beginning is noted once its first event is on its way."""
 
 
 class IoUpstreams:
     """The APIs that requests are forwarded to; see `model.Upstreams`."""
 
-    def __init__(self, config: InferConfig, clock: Clock, rng: Random, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, config: InferConfig, clock: Clock, rng: Random, registry: CollectorRegistry, room: Room | None = None
+    ) -> None:
         self._config = config
+        self._room = room or Room(config.limits)
         self._clock = clock
         self._metrics = UpstreamMetrics(registry)
         self._ranking = Ranking(config)
@@ -83,12 +83,14 @@ class IoUpstreams:
         self._probing = Probing(self._ranking, self._links, self._metrics, clock, rng)
 
     @classmethod
-    async def start(cls, config: InferConfig, clock: Clock, rng: Random, registry: CollectorRegistry) -> IoUpstreams:
-        """Open the pools, and probe each upstream once, for a second at most.
+    async def start(
+        cls, config: InferConfig, clock: Clock, rng: Random, registry: CollectorRegistry, room: Room | None = None
+    ) -> IoUpstreams:
+        """Open the pools, and probe each upstream once, for a second at most. `room` is for whole answers as they come.
 
         NearpathError when a key or a certificate is no good.
         """
-        upstreams = cls(config, clock, rng, registry)
+        upstreams = cls(config, clock, rng, registry, room)
         upstreams._links.update(await upstreams._open_links(config))
         await upstreams._probing.start(config)
         return upstreams
@@ -165,7 +167,7 @@ class IoUpstreams:
     async def _win(self, ask: Ask, deadline_s: float, tried: Sequence[str] = ()) -> _Won:
         routing = self._config.routing
         now = self._clock()
-        run = _Run(ask, (ask.model, lane_of(ask)), now + routing.give_up, deadline_s, list(tried))
+        run = Run(ask, (ask.model, lane_of(ask)), now + routing.give_up, deadline_s, list(tried))
         self._retries.count_request(now)
         if routing.hedge:
             self._hedges.count_request(now)
@@ -178,6 +180,11 @@ class IoUpstreams:
             if choice.member is None:
                 if not await self._wait(choice, run, now):
                     break
+                continue
+            if choice.explores:
+                won = await self._explore(choice, run)
+                if won is not None:
+                    return won
                 continue
             if attempts and not again and not self._afford(choice):
                 break
@@ -192,6 +199,26 @@ class IoUpstreams:
                     run.tried.pop()
         raise self._unreachable(run)
 
+    async def _explore(self, choice: Choice, run: Run) -> _Won | None:
+        """A rival's answer, or that of the best, if it was asked beside; None: ask as ever. An error answer is none:
+
+        it may be about what only this rival lacks, such as the model.
+        """
+        assert choice.member is not None
+        outcome, started_s = "failed", self._clock()
+        try:
+            won = await self._race(choice, run)
+            outcome = "overtaken" if won.member is not choice.member else "error" if won.begun.status >= 400 else "ok"
+            return won if outcome != "error" else None
+        except AttemptFailed:
+            return None
+        except asyncio.CancelledError:
+            outcome = "left"
+            raise
+        finally:
+            self._ranking.explored(choice.member, run.lane, outcome, started_s, self._clock())
+            self._metrics.explored(choice.member.name, outcome)
+
     def _afford(self, choice: Choice) -> bool:
         """Whether a second try is within the budget; if not, the leave to ask is given back."""
         afforded = self._retries.take(self._clock())
@@ -200,7 +227,7 @@ class IoUpstreams:
             choice.member.circuit.abandoned(choice.ticket)
         return afforded
 
-    async def _wait(self, choice: Choice, run: _Run, now: float) -> bool:
+    async def _wait(self, choice: Choice, run: Run, now: float) -> bool:
         """Wait for a rate limit that is over soon; False when there is nothing to wait for."""
         run.why = choice.why
         run.wait_s = choice.wait_s
@@ -212,7 +239,7 @@ class IoUpstreams:
         await asyncio.sleep(choice.wait_s + 0.001)
         return True
 
-    async def _race(self, choice: Choice, run: _Run) -> _Won:
+    async def _race(self, choice: Choice, run: Run) -> _Won:
         """One attempt, and a second one beside it when it is slower than nearly all before it and the budget allows."""
         member, ticket = choice.member, choice.ticket
         assert member is not None
@@ -222,6 +249,8 @@ class IoUpstreams:
         if self._config.routing.hedge and run.lane in member.lanes and not ticket.trial:
             p95_s = member.lanes[run.lane].spread.p95_s()
             hedge_s = hedge_after_s(p95_s, 0.0, run.give_up_s - self._clock())
+        if choice.beside_s is not None:
+            hedge_s = choice.beside_s
         if hedge_s is None:
             return await self._attempt(member, ticket, run)
         first = asyncio.ensure_future(self._attempt(member, ticket, run))
@@ -229,19 +258,19 @@ class IoUpstreams:
         try:
             await asyncio.wait(racers, timeout=hedge_s)
             if not first.done():
-                second = self._hedge(run)
+                second = self._hedge(run, within_budget=not choice.explores)
                 if second is not None:
                     racers.append(second)
             return await self._first_of(racers)
         finally:
-            await _stop(racers)
+            await self._stop(racers)
 
-    def _hedge(self, run: _Run) -> asyncio.Future[_Won] | None:
+    def _hedge(self, run: Run, *, within_budget: bool) -> asyncio.Future[_Won] | None:
         choice = self._ranking.choose(run.lane, run.tried, self._clock())
         if choice.member is None or choice.ticket is None:
             return None
         fresh = choice.member.name not in run.tried and not choice.ticket.trial
-        if not fresh or not self._hedges.take(self._clock()):
+        if not fresh or (within_budget and not self._hedges.take(self._clock())):
             choice.member.circuit.abandoned(choice.ticket)
             self._metrics.hedged("refused")
             return None
@@ -261,7 +290,19 @@ class IoUpstreams:
             if not waiting:
                 return racers[0].result()  # raises
 
-    async def _attempt(self, member: Member, ticket: Ticket, run: _Run) -> _Won:
+    async def _stop(self, racers: Sequence[asyncio.Future[_Won]]) -> None:
+        """Cancel attempts that are not wanted any more, and close what they may have begun in between."""
+        for racer in racers:
+            racer.cancel()
+        for outcome in await asyncio.gather(*racers, return_exceptions=True):
+            if isinstance(outcome, _Won):
+                self._note_begun(outcome, self._clock())
+                if outcome.begun.reply is not None:
+                    await outcome.begun.reply.close()
+                    outcome.call.end("left", outcome.call.started_s + outcome.begun.ttfb_s)
+                    outcome.link.leave(outcome.member)
+
+    async def _attempt(self, member: Member, ticket: Ticket, run: Run) -> _Won:
         routing = self._config.routing
         link = self._links.get(member.name)
         if link is None:  # gone with a reload while we waited
@@ -278,12 +319,18 @@ class IoUpstreams:
         link.enter(member)
         outcome, kept = "left", False
         try:
-            begun = await begin(link.transport, ask, body, connect_s, begin_s, link.secret, self._clock, call.headers)
+            begun = await begin(
+                link.transport, ask, body, connect_s, begin_s, link.secret, self._clock, self._room, call.headers
+            )
             outcome, kept = "ok", begun.reply is not None
             call.status, call.first_s = begun.status, started_s + begun.ttfb_s
         except AttemptFailed as failed:
             outcome, call.status = failed.failure.reason, failed.failure.status or 0
             self._note_failure(member, failed.failure, ticket, run)
+            raise
+        except ApiError:  # no room for the answer here, which says nothing of the upstream
+            outcome = "no room"
+            member.circuit.abandoned(ticket)
             raise
         finally:
             now = self._clock()
@@ -292,44 +339,36 @@ class IoUpstreams:
             if not kept:
                 link.leave(member)
                 call.end(outcome, now)
-            self._metrics.attempted(member.name, outcome)
-        whole = begun.reply is None
-        self._ranking.began(member, run.lane, begun.ttfb_s, ticket, now, whole=whole, sample=begun.sample)
-        self._metrics.began(member.name, run.lane[1], begun.ttfb_s)
-        return _Won(begun, member, link, ticket, call)
+            if outcome != "ok":
+                self._metrics.attempted(member.name, outcome)
+        won = _Won(begun, member, link, ticket, call, run.lane, True)
+        if begun.reply is None or ticket.trial:
+            self._note_begun(won, now)
+        return won
 
-    def _note_failure(self, member: Member, failure: Failure, ticket: Ticket, run: _Run) -> None:
+    def _note_begun(self, won: _Won, now: float) -> None:
+        """What the beginning of an answer says of its upstream. The first event of a stream does not wait for it."""
+        if won.unnoted:
+            won.unnoted = False
+            begun, member, lane = won.begun, won.member, won.lane
+            whole = begun.reply is None
+            self._ranking.began(member, lane, begun.ttfb_s, won.ticket, now, whole=whole, sample=begun.sample)
+            self._metrics.attempted(member.name, "ok")
+            self._metrics.began(member.name, lane[1], begun.ttfb_s)
+
+    def _note_failure(self, member: Member, failure: Failure, ticket: Ticket, run: Run) -> None:
         self._ranking.failed(member, failure, ticket, self._clock())
-        run.reasons[member.name] = failure.reason
-        run.last = failure
-        run.other = run.other or failure.status not in (None, 429)
+        run.failed(member.name, failure)
         if failure.reason == "credentials":
-            log.error(
-                "upstream_refuses_our_key",
-                upstream=member.name,
-                status=failure.status,
-                fix="look at its key_file: clients cannot mend this",
-            )
+            fix = "look at its key_file: clients cannot mend this"
+            log.error("upstream_refuses_our_key", upstream=member.name, status=failure.status, fix=fix)
         elif not failure.stale_connection:
             # At worst thousands a second; changes of state are told by the probing.
             log.debug("attempt_failed", upstream=member.name, reason=failure.reason, request=run.ask.id)
 
-    def _unreachable(self, run: _Run) -> Unreachable:
-        last = run.last
-        reason = last.reason if last is not None else run.why or "timeout"
-        wait_s = run.wait_s if run.wait_s is not None else last.retry_after_s if last is not None else None
+    def _unreachable(self, run: Run) -> Unreachable:
         limit = None if run.other else self._ranking.rate_limit(run.ask.model, run.reasons, self._clock())
-        if limit is not None:
-            reason, wait_s = reason_of(429), limit.wait_s
-        return Unreachable(
-            reason,
-            run.reasons,
-            retry_after_s=wait_s,
-            limited=limit is not None,
-            in_ms=limit is not None and limit.in_ms,
-            answer_status=last.status if last is not None and last.body else None,
-            answer_body=last.body if last is not None else b"",
-        )
+        return run.unreachable(limit)
 
     # -- streams
 
@@ -337,30 +376,40 @@ class IoUpstreams:
         """The events of a stream as they come; what to do when it is cut is in docs/local_infer-design.md, Upstreams."""
         held: _Won | None = won
         joined = noted = False
+        endings = b""
         tried: list[str] = []
         try:
             yield b""  # taken by `ask`, see there
             while held is not None:
-                reason = ""
-                before = last = b""
-                async for events in self._events(held):
+                reason = told = ""
+                last = b""
+                async for events in events_of(held.begun, self._config.routing.between_chunks):
                     if sofar is not None:
-                        events, reason = _before_error(events)
+                        events, reason = before_error(events)
                         events = join(events, sofar) if joined else events
                         sofar.take(events)
+                    else:
+                        events, told = up_to_error(events)
                     if events:
-                        before, last = last, events
+                        last = events
                         yield events
-                    if reason:
+                        if tells_end(events) and len(endings) < MAX_ERROR_BYTES:
+                            endings += events
+                    if held.unnoted:
+                        self._note_begun(held, self._clock())
+                    if reason or told:
                         break
                 member = held.member
                 reason = reason or held.begun.reason
-                # The usage may come after the last word.
-                if not reason and (ends_with_done(last) or is_finished(before + last)):
+                if not reason and not told and (ends_with_done(last) or is_finished(endings, ask)):
                     held.call.end("ok", self._clock())
+                    if not ends_with_done(last):
+                        # Some never send it, and clients wait for it; all was said, and HTTP came to its proper end.
+                        self._metrics.cut(member.name, "without_done")
+                        yield DONE
                     return
-                if not reason and _before_error(last)[1]:
-                    # It has told the client itself what went wrong.
+                if told:
+                    # It has told the client itself what went wrong; a `[DONE]` after that would call it whole.
                     noted = True
                     held.call.end("error in stream", self._clock())
                     self._ranking.cut(member, "error in stream", held.ticket, self._clock())
@@ -384,32 +433,10 @@ class IoUpstreams:
                     self._metrics.cut(member.name, "resumed")
         finally:
             if held is not None:
+                self._note_begun(held, self._clock())
                 if not noted:
                     self._ranking.ended(held.member, held.ticket, self._clock())
                 await self._give_up(held)
-
-    async def _events(self, won: _Won) -> Stream:
-        """Runs of whole events up to the end; why it ended before, if it did, is left in `won.begun.reason`."""
-        begun = won.begun
-        reply, splitter = begun.reply, begun.splitter
-        assert reply is not None
-        assert splitter is not None
-        reply.wait_at_most(self._config.routing.between_chunks)
-        yield begun.first
-        begun.ended = ends_with_done(begun.first)
-        try:
-            while not begun.ended:
-                data = await reply.read()
-                if not data:
-                    return
-                events = splitter.feed(data)
-                if events:
-                    begun.ended = ends_with_done(events)
-                    yield events
-        except Broken as broken:
-            begun.reason = broken.reason
-        except Overlong:
-            begun.reason = "too long"
 
     async def _resume(
         self, ask: Ask, sofar: Sofar, member: Member, tried: Sequence[str], deadline_s: float
@@ -455,25 +482,3 @@ class IoUpstreams:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _before_error(events: bytes) -> tuple[bytes, str]:
-    """(the events before one that tells of an error, what to call it); all of them, and empty, when there is none."""
-    if b"error" in events:
-        at = 0
-        for event in split_events(events):
-            if fault_of_event(event) is not None:
-                return events[:at], "error in stream"
-            at += len(event)
-    return events, ""
-
-
-async def _stop(racers: Sequence[asyncio.Future[_Won]]) -> None:
-    """Cancel attempts that are not wanted any more, and close what they may have begun in between."""
-    for racer in racers:
-        racer.cancel()
-    for outcome in await asyncio.gather(*racers, return_exceptions=True):
-        if isinstance(outcome, _Won) and outcome.begun.reply is not None:
-            await outcome.begun.reply.close()
-            outcome.call.end("left", outcome.call.started_s + outcome.begun.ttfb_s)
-            outcome.link.leave(outcome.member)

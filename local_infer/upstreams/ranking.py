@@ -2,22 +2,25 @@
 
 For each upstream there is one estimate of its health (every outcome), one of its probes' RTT, and one of TTFB for each
 (model, lane): a big model is not an upstream further away, and a whole answer is not a slow stream. An upstream that has
-not been asked for a model yet is expected to take its probe's RTT and as long to think as the others do for it.
+not been asked for a model yet is expected to take its probe's RTT and as long to think as the others did for it at their
+best: that they are slow just now is their matter. A small share of requests finds out what it takes (`exploring`).
 
 Pure: time is an argument. Nothing here is bounded by what clients send: model names are kept by last use.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from core.config_infer import InferConfig, Routing, Upstream
 from core.messages import MAX_RTT_S, PathSample
 from local_infer.upstreams.attempt import Failure, pause_s, reason_of
 from local_infer.upstreams.circuit import Circuit, CircuitState, Quantile, Ticket, find_outliers
+from local_infer.upstreams.exploring import BESIDE_S, LEAST_SAMPLES, PAUSE_S, Best, Exploration, is_much_slower
 from policy.decide import Decision, Memory, decide
 from policy.estimate import PathEstimator, PathState
 from policy.evidence import Candidate, Watched
@@ -36,6 +39,10 @@ SAMPLE_EVERY_S = 0.02
 """Outcomes closer to the last one taken are left out, good or bad: estimates rest on 9 to 64 samples, which a busy upstream
 would fill within milliseconds, and each costs 10 us."""
 
+_KNOWN_FOR = 10
+"""Times `live_for`. A rival is measured now and then: were it taken for unknown in between, each measurement would be new
+knowledge, on which the decision acts without a dwell, and a lucky one would make it first."""
+
 Lane = tuple[str, str]
 """(model, lane)"""
 
@@ -46,6 +53,18 @@ class Times:
 
     ttfb: PathEstimator
     spread: Quantile
+    best: Best
+
+    def take(self, sample: PathSample) -> None:
+        """One more time."""
+        self.ttfb.take(sample)
+        if self.ttfb.rtt_s is not None and self.ttfb.count >= LEAST_SAMPLES:
+            self.best.take(self.ttfb.rtt_s, sample.taken_s)
+
+    @property
+    def best_s(self) -> float | None:
+        """The least that it took of late; None: never measured."""
+        return None if self.ttfb.rtt_s is None else self.best.or_else(self.ttfb.rtt_s)
 
 
 class Member:
@@ -61,6 +80,7 @@ class Member:
         "limited_by",
         "limited_until_s",
         "limits",
+        "lost_by",
         "name",
         "plan",
         "position",
@@ -85,6 +105,7 @@ class Member:
         self.in_flight = 0
         self.asked_s = 0.0
         self.unreached = False
+        self.lost_by = ""
 
     def serves(self, model: str) -> bool:
         """Whether it may be asked for this model."""
@@ -94,7 +115,7 @@ class Member:
         """Its times in a lane, made when it is new."""
         times = self.lanes.get(lane)
         if times is None:
-            times = self.lanes[lane] = Times(PathEstimator(self.steering), Quantile())
+            times = self.lanes[lane] = Times(PathEstimator(self.steering), Quantile(), Best())
             if len(self.lanes) > MAX_LANES:
                 self.lanes.popitem(last=False)
         else:
@@ -121,12 +142,21 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Whom to ask now. Without a `member`: `why` not, and `wait_s` when a rate limit is over by then."""
+    """Whom to ask now. Without a `member`: `why` not, and `wait_s` when a rate limit is over by then.
+
+    `beside_s` is set when a rival is explored: the best is asked beside it when it has not begun to answer by then.
+    """
 
     member: Member | None
     ticket: Ticket | None = None
     why: str = ""
     wait_s: float | None = None
+    beside_s: float | None = None
+
+    @property
+    def explores(self) -> bool:
+        """Whether it is a rival of the best, asked to know what it takes."""
+        return self.beside_s is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +173,7 @@ class _Ranked:
     order: tuple[str, ...]
     at_s: float
     generation: int
+    exploration: Exploration = field(default_factory=Exploration)
 
 
 class Ranking:
@@ -188,8 +219,10 @@ class Ranking:
         times.spread.add(ttfb_s)
         if now - member.health.taken_s >= SAMPLE_EVERY_S:
             member.health.take(_sample(member.name, "ttfb", ttfb_s, now))
-        if sample and now - times.ttfb.taken_s >= SAMPLE_EVERY_S:
-            times.ttfb.take(_sample(member.name, "ttfb", ttfb_s, now))
+        if sample and (now - times.ttfb.taken_s >= SAMPLE_EVERY_S or times.ttfb.count < LEAST_SAMPLES):
+            times.take(_sample(member.name, "ttfb", ttfb_s, now))
+            if times.ttfb.count <= LEAST_SAMPLES or is_much_slower(ttfb_s, times.best_s or 0.0, 0.0):
+                self._generation += 1  # news, not one more of many: the next request may go elsewhere
         if ticket.trial or member.health.state is not was:
             self._generation += 1
 
@@ -216,7 +249,7 @@ class Ranking:
         member.circuit.abandoned(ticket)
         times = member.times(lane)
         if times.ttfb.rtt_s is not None and waited_s > times.ttfb.rtt_s:
-            times.ttfb.take(_sample(member.name, "ttfb", waited_s, now))
+            times.take(_sample(member.name, "ttfb", waited_s, now))
 
     def probed(self, member: Member, rtt_s: float | None, failure: Failure | None, now: float) -> None:
         """A probe is over: with a `failure`, or with an RTT (None: it had to connect first, which says nothing of RTT)."""
@@ -238,6 +271,7 @@ class Ranking:
             self._generation += 1
 
     def _lost(self, member: Member, failure: Failure, ticket: Ticket, now: float, *, always: bool = False) -> None:
+        member.lost_by = failure.reason
         member.unreached = failure.status is None and failure.reason != "error in stream"
         member.circuit.failed(ticket, now)
         if always or now - member.health.taken_s >= SAMPLE_EVERY_S:
@@ -276,7 +310,8 @@ class Ranking:
         think_s = self._think_s(serving, lane, now)
         candidates = [self._candidate(member, lane, think_s, now) for member in serving]
         decision = decide(candidates, memory, self._routing.steering, now)
-        self._ranked[lane] = _Ranked(decision, decision.order, now, self._generation)
+        exploration = ranked.exploration if ranked is not None else Exploration()
+        self._ranked[lane] = _Ranked(decision, decision.order, now, self._generation, exploration)
         self._ranked.move_to_end(lane)
         if len(self._ranked) > MAX_LANES:
             self._ranked.popitem(last=False)
@@ -287,6 +322,9 @@ class Ranking:
         decision = self.order(lane, now)
         if decision is None:
             return Choice(None, why="no upstream")
+        rival = None if tried else self._rival(lane, decision, now)
+        if rival is not None:
+            return rival
         asked = [self.members[name] for name in self._worth_asking(decision, now)]
         last = tried[-1] if tried else ""
         for again in (False, True):
@@ -299,23 +337,75 @@ class Ranking:
         limited = [m.limited_until_s - now for m in asked if m.limited_until_s > now and m.circuit.would_admit(now)]
         if limited:
             return Choice(None, why="rate limited", wait_s=min(limited))
-        return Choice(None, why="" if last else "open circuit")
+        return Choice(None, why="" if last else self.down_reason(lane[0], now) or "open circuit")
+
+    def _rival(self, lane: Lane, decision: Decision, now: float) -> Choice | None:
+        """A rival of the first to explore with the request that just came; None: it goes to whom it would."""
+        routing = self._routing
+        if not routing.explore or decision.eligible < 2 or routing.attempts < 2 or not routing.retry_budget:
+            return None
+        exploration = self._ranked[lane].exploration
+        exploration.earn(routing.explore)
+        first = self.members[decision.order[0]]
+        times = first.lanes.get(lane)
+        if times is None or times.ttfb.rtt_s is None or times.best_s is None or times.ttfb.count < LEAST_SAMPLES:
+            return None
+        if not exploration.may(now, urgent=is_much_slower(times.ttfb.rtt_s, times.best_s, times.ttfb.jitter_se_s)):
+            return None
+        unknown = [
+            member
+            for member in map(self.members.__getitem__, decision.order[1 : decision.eligible])
+            if self._is_unknown(member, lane, now)
+            and member.config.preference == first.config.preference
+            and exploration.may_ask(member.name, now)
+        ]
+        if not unknown:
+            exploration.rest(now)
+            return None
+        rival = min(unknown, key=lambda member: member.lanes[lane].ttfb.taken_s if lane in member.lanes else -math.inf)
+        exploration.begin(rival.name, now, routing.first_byte if lane[1] == "stream" else routing.whole)
+        usual_s = times.spread.p95_s() or 2 * times.ttfb.rtt_s
+        return Choice(rival, rival.circuit.admit(now), beside_s=max(2 * usual_s, usual_s + BESIDE_S))
+
+    def _is_unknown(self, member: Member, lane: Lane, now: float) -> bool:
+        """Whether it is well, has room, and its times are missing or old."""
+        full = now < member.limited_until_s or member.in_flight >= member.config.connections
+        if full or member.is_up is False or member.state(now) != "closed":
+            return False
+        times = member.lanes.get(lane)
+        known = times is not None and times.ttfb.rtt_s is not None and times.ttfb.count >= LEAST_SAMPLES
+        return not known or times is None or times.ttfb.taken_s < now - self._routing.steering.live_for
+
+    def explored(self, member: Member, lane: Lane, outcome: str, started_s: float, now: float) -> None:
+        """The exploring request to a rival is over: `ok`, `overtaken` by the best, `error`, `failed` or `left`."""
+        times = member.times(lane)
+        if outcome == "overtaken" and (times.ttfb.rtt_s is None or now - started_s > times.ttfb.rtt_s):
+            # Cut off by who was faster: it takes longer than this.
+            times.take(_sample(member.name, "ttfb", now - started_s, now))
+        ranked = self._ranked.get(lane)
+        if ranked is not None:
+            in_vain = outcome in ("error", "failed")
+            pause_s = 2 * self._routing.steering.live_for if in_vain else PAUSE_S
+            ranked.exploration.end(member.name, now, pause_s)
 
     def down_reason(self, model: str, now: float) -> str:
-        """Why nobody can be asked for `model` now; empty: somebody can."""
-        reason = "no upstream"
+        """Why nobody can be asked for `model` now; empty: somebody can.
+
+        It is the last failure of one whose circuit is open, or who is down; our key's before others: nobody else mends it.
+        """
+        reasons = []
         for member in self.members.values():
             if not member.serves(model):
                 continue
             if not member.circuit.would_admit(now):
-                reason = "open circuit"
+                reasons.append(member.lost_by or "open circuit")
             elif member.limited_until_s - now > self._routing.longest_retry_after:
-                reason = "rate limited"
+                reasons.append("rate limited")
             elif member.health.state is PathState.DOWN:
-                reason = "down"
+                reasons.append(member.lost_by or "down")
             else:
                 return ""
-        return reason
+        return "credentials" if "credentials" in reasons else reasons[-1] if reasons else "no upstream"
 
     def rate_limit(self, model: str, reasons: Mapping[str, str], now: float) -> RateLimit | None:
         """How long to wait when every upstream that could be asked for `model` said 429; None: one said something else.
@@ -356,7 +446,7 @@ class Ranking:
         if ttfb is not None and ttfb.rtt_s is not None and ttfb.taken_s >= now - rules.stale_for:
             one.rtt_s, one.se_s, one.jitter_se_s = ttfb.rtt_s, ttfb.se_s, ttfb.jitter_se_s
             one.taken_s = ttfb.taken_s
-            one.quality = Quality.LIVE if ttfb.taken_s >= now - rules.live_for else Quality.STALE
+            one.quality = Quality.LIVE if ttfb.taken_s >= now - _KNOWN_FOR * rules.live_for else Quality.STALE
         elif member.probe.rtt_s is not None and member.probe.taken_s >= now - rules.stale_for:
             one.rtt_s = member.probe.rtt_s + (think_s or 0.0)
             one.se_s = max(member.probe.se_s, one.rtt_s / 5) if think_s is not None else member.probe.se_s
@@ -368,13 +458,16 @@ class Ranking:
         return one
 
     def _think_s(self, serving: Sequence[Member], lane: Lane, now: float) -> float | None:
-        """How long the upstreams that were asked take beyond the way there; None: none was asked."""
+        """How long the upstreams that were asked took at their best beyond the way there; None: none was asked.
+
+        At their best: a rival predicted by how slow the first is now would never be better than it.
+        """
         oldest = now - self._routing.steering.stale_for
         known = []
         for member in serving:
             times = member.lanes.get(lane)
-            if times is not None and times.ttfb.rtt_s is not None and times.ttfb.taken_s >= oldest:
-                known.append(max(0.0, times.ttfb.rtt_s - (member.probe.rtt_s or 0.0)))
+            if times is not None and times.best_s is not None and times.ttfb.taken_s >= oldest:
+                known.append(max(0.0, times.best_s - (member.probe.rtt_s or 0.0)))
         return statistics.median(known) if known else None
 
     def _eject(self, serving: Sequence[Member], lane: Lane, first: str, now: float) -> None:

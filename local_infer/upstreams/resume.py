@@ -97,7 +97,8 @@ def continuation(ask: Ask, sofar: Sofar) -> Ask | None:
     elif text:
         fields["prompt"] += text
     body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    return replace(ask, body=body, fields=fields)
+    # Another request: under the same key an upstream might give its first answer again.
+    return replace(ask, body=body, fields=fields, idempotency_key="")
 
 
 def join(events: bytes, sofar: Sofar) -> bytes:

@@ -48,9 +48,15 @@ class UpstreamMetrics:
         self._hedges = Counter(
             "local_infer_upstream_hedges", "Hedges: won, lost, or refused by the budget", ["result"], registry=registry
         )
+        self._explored = Counter(
+            "local_infer_upstream_explored",
+            "Requests to an upstream to know what it takes: ok, overtaken by the best, error, failed, left",
+            ["upstream", "outcome"],
+            registry=registry,
+        )
         self._cuts = Counter(
             "local_infer_upstream_cut_streams",
-            "Streams cut in the middle, by how they ended: error, resumed, complete",
+            "Streams cut in the middle, by how they ended: error, resumed, complete; without_done: whole, [DONE] was ours",
             ["upstream", "ended"],
             registry=registry,
         )
@@ -80,8 +86,12 @@ class UpstreamMetrics:
         """`won`, `lost` or `refused`."""
         self._count(self._hedges, "hedge", result)
 
+    def explored(self, upstream: str, outcome: str) -> None:
+        """`ok`, `overtaken` (by the best), `error` or `failed` (the best was asked then), or `left` (by the client)."""
+        self._count(self._explored, "explored", upstream, outcome)
+
     def cut(self, upstream: str, ended: str) -> None:
-        """A stream was cut: `error`, `resumed` or `complete`."""
+        """A stream was cut: `error`, `resumed` or `complete`; or `without_done`: it was whole, but did not say so."""
         self._count(self._cuts, "cut", upstream, ended)
 
     def set_state(self, upstream: str, state: str, in_flight: int) -> None:

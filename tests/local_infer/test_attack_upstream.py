@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from local_infer.gateway.sse import MAX_EVENT_BYTES, Overlong, Splitter
-from local_infer.upstreams.attempt import has_data
+from local_infer.upstreams.attempt import first_event
 from local_infer.upstreams.io_probing import read_list
 from tests.local_infer.gateway import KEY, running_gateway, url_of
 from tests.local_infer.mock_upstream import MockUpstream, Reply, error_body
@@ -147,8 +147,8 @@ async def test_events_without_data_come_before_an_answer_and_are_none(tmp_path: 
         # In a packet of its own: what is in one with the answer was never looked at alone.
         status, body, _headers, again = await world.ask(Reply(events=[first, *EVENTS], between_s=0.02), stream=True)
         assert (status, body, again) == (200, first + b"".join(EVENTS), 200)
-    assert not has_data(first)
-    assert has_data(first + EVENTS[0])
+    assert not first_event(first)
+    assert first_event(first + EVENTS[0])
 
 
 def test_a_long_event_that_dribbles_costs_no_more_than_a_short_one() -> None:

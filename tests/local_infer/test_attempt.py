@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from local_infer.model import Ask, Client, Endpoint
@@ -11,13 +14,14 @@ from local_infer.upstreams.attempt import (
     fault_of_body,
     fault_of_event,
     find_strange,
-    has_data,
+    first_event,
     is_finished,
     judge,
     lane_of,
     pause_s,
     reason_of,
     retry_after_s,
+    tells_end,
     without_secret,
 )
 
@@ -127,14 +131,9 @@ def test_an_error_object_as_whole_body() -> None:
 
 
 def test_comments_are_no_data() -> None:
-    assert not has_data(b": PROCESSING\n\n: data\n\n")
-    assert has_data(b": PROCESSING\n\ndata: {}\n\n")
-    assert has_data(b": x\r\n\r\ndata:{}\r\n\r\n")
-
-
-def test_a_complete_answer_without_done() -> None:
-    assert is_finished(b'data: {"choices":[{"delta":{},"finish_reason": "stop"}]}\n\n')
-    assert not is_finished(b'data: {"choices":[{"delta":{"content":"x"},"finish_reason": null}]}\n\n')
+    assert not first_event(b": PROCESSING\n\n: data\n\n")
+    assert first_event(b": PROCESSING\n\ndata: {}\n\n")
+    assert first_event(b": x\r\n\r\ndata:{}\r\n\r\n")
 
 
 def ask(endpoint: Endpoint = Endpoint.CHAT, *, stream: bool = False) -> Ask:
@@ -162,3 +161,24 @@ def test_lanes() -> None:
 def test_a_repeated_credential_is_hidden() -> None:
     assert without_secret(b"bad key sk-12345!", b"sk-12345") == b"bad key [hidden]!"
     assert without_secret(b"an apple", b"a") == b"an apple"
+
+
+def test_a_complete_answer_without_done() -> None:
+    end = b'data: {"choices":[{"delta":{},"finish_reason": "stop"}]}\n\n'
+    begun = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason": null}]}\n\n'
+    quoted = b'data: {"choices":[{"delta":{"content":"\\"finish_reason\\":\\"stop\\""}}]}\n\n'
+    assert [tells_end(events) for events in (end, begun + end, begun, quoted)] == [True, True, False, False]
+    assert is_finished(begun + end, ask())
+    assert not is_finished(begun, ask())
+    assert not is_finished(b'data: {"finish_reason":"stop"}\n\ndata: [{"finish_reason":"stop"}]\n\n', ask())
+
+
+@pytest.mark.parametrize(
+    ("more", "choices"),
+    [({"n": 2}, 2), ({"prompt": ["a", "b", "c"]}, 3), ({"prompt": ["a", "b"], "n": 2}, 4), ({"prompt": [7, 8]}, 1)],
+)
+def test_each_choice_asked_for_must_end(more: dict[str, Any], choices: int) -> None:
+    one = replace(ask(Endpoint.COMPLETIONS), fields={"model": "m", **more})
+    ends = [b'data: {"choices":[{"index":%d,"finish_reason":"stop"}]}\n\n' % index for index in range(choices)]
+    assert is_finished(b"".join(ends), one)
+    assert not is_finished(b"".join(ends[1:]), one)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,20 @@ def test_a_run_that_starts_all_it_needs(tmp_path: Path, monkeypatch: pytest.Monk
     assert told["gateway"]["cpu_cores"] > 0
     assert sum(told["steps"].values()) == pytest.approx(1, abs=0.001)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_run_in_which_all_was_refused_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_INFER_KEY", "np-wrong")
+    async with MockUpstream() as upstream, running_gateway(tmp_path, {"east": upstream}) as daemon:
+        arguments = ["--url", url_of(daemon), "--profile", "faq", "--seconds", "0.2", "--rate", "50", "--no-check"]
+        bench = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "local_infer.main", "bench", *arguments, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _out, said = await bench.communicate()
+    assert bench.returncode == 1
+    assert said.startswith(b"no request was answered: ")
+    assert b" 401 invalid_api_key: look at --url, key and --model" in said
 
 
 def test_whose_process_it_is(tmp_path: Path) -> None:

@@ -303,3 +303,17 @@ async def test_whole_ladder(tmp_path: Path) -> None:
         write_config(tmp_path, {"east": upstream}, **{"routing": QUICK, **config})
         await client.daemon.reload()
         assert client.daemon.restart_needed == []
+
+
+async def test_why_nobody_answers_is_told_for_as_long_as_it_lasts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with playing(tmp_path, access_log={"enabled": True}) as (client, upstream):
+        upstream.always = Reply.error(401)
+        for _ in range(8):
+            status, headers, _body = await client.ask()
+            assert (status, headers["X-Degraded"]) == (503, "none; credentials; 0")
+        assert len(upstream.asked) < 8, "its circuit is open by now"
+        assert "(credentials)" in await client.wait_ready(False)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"event":"access"' in line]
+    assert [line["reason"] for line in lines] == ["credentials"] * 8

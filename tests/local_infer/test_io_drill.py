@@ -246,6 +246,9 @@ def test_command(tmp_path: Path) -> None:
     assert "50.0%" in table.output
     assert "retrieval: veto: antonym" in table.output
     assert "1  left out" in table.output
+    narrow = CliRunner().invoke(app, ["-c", str(file)], env={"COLUMNS": "80"})
+    for word in ("language", "requests", "retrieval", "generated", "(fresh)", "(503)"):
+        assert word in narrow.output, "no word is cut on a usual screen"
     wrong = CliRunner().invoke(app, ["-c", str(file), "--without", "upstream"])
     assert isinstance(wrong.exception, NearpathError)
 

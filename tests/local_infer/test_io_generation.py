@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +229,31 @@ async def test_a_crash_in_the_middle_of_a_stream_is_told_and_the_process_replace
         assert b"[DONE]" not in b"".join(seen)
         assert content(await w.ask(max_tokens=6)) == "慢慢"
         assert w.pid != pid
+
+
+async def test_a_schema_that_took_the_process_down_is_refused_for_a_while(slow: Path) -> None:
+    def schema(name: str) -> dict[str, Any]:
+        return {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": name * 40}}}
+
+    async def crash(w: World, wanted: dict[str, Any]) -> None:
+        whole = asyncio.create_task(w.ask(response_format=wanted))
+        await until(lambda: w.count("generation_busy") == 1)
+        os.kill(w.pid, signal.SIGALRM)
+        assert await whole == Abstained("crashed")
+        await until(lambda: w.generation.slots.loaded == 1)
+
+    async with world(slow) as w:
+        await crash(w, schema("a"))
+        refused = await w.ask(response_format=schema("a"))
+        assert isinstance(refused, Abstained)
+        assert (refused.why, "refused for" in refused.what) == ("schema", True)
+        assert content(await w.ask(response_format=schema("b"))) == json.dumps("b" * 40)
+        other = replace(make_ask(response_format=schema("a")), client=Client("b", "b"))
+        assert content(await w.ask(other)) == json.dumps("a" * 40)
+        await crash(w, {"type": "json_object"})
+        assert isinstance(await w.ask(response_format={"type": "json_object"}, max_tokens=3), Answer), (
+            "ours, not theirs"
+        )
 
 
 async def test_a_crash_before_the_first_word_leaves_the_request_to_the_next_step(slow: Path) -> None:

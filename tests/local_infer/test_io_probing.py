@@ -58,7 +58,7 @@ async def test_an_idle_upstream_that_goes_away_is_down_without_a_request() -> No
     async with MockUpstream() as upstream, running(upstream.url) as upstreams:
         assert upstreams.down_reason("gpt-test") == ""
         await upstream.down()
-        assert await until_down(upstreams) == "down"
+        assert await until_down(upstreams) == "connect"
 
 
 async def test_a_lost_connection_alone_is_asked_about_and_no_failure() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hashlib
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
@@ -146,6 +148,30 @@ async def test_no_key_wrong_key_and_body_never_read_for_them() -> None:
             assert response.status == 401
 
 
+async def test_every_answer_has_an_id_of_its_own() -> None:
+    async with running(cards=(ModelCard("m", "a"),)) as front:
+        ids = []
+        for path, key in (("/v1/models", "secret"), ("/v1/models/no", "secret"), ("/v1/models", "no"), ("/v1/no", "")):
+            headers = {"Authorization": f"Bearer {key}"}
+            async with front.session.get(front.url + path, headers=headers) as response:
+                ids.append(response.headers["X-Request-Id"])
+        assert len(set(ids)) == 4
+        assert all(id.startswith("req_") for id in ids)
+
+
+async def test_faults_of_the_client_have_the_types_of_the_api() -> None:
+    digest = hashlib.sha256(b"secret").hexdigest()
+    async with running(keys={"web": {"token_sha256": digest, "models": ["small"]}}) as front:
+        for key, status, code in (("no", 401, "invalid_api_key"), ("secret", 403, "model_not_found")):
+            async with front.post({**CHAT, "model": "big"}, key=key) as response:
+                error = await error_of(response)
+                assert (response.status, error["type"], error["code"]) == (status, "invalid_request_error", code)
+        headers = {"Authorization": "Bearer secret"}
+        async with front.session.get(front.url + "/v1/models/big", headers=headers) as response:
+            error = await error_of(response)
+            assert (response.status, error["type"], error["code"]) == (404, "invalid_request_error", "model_not_found")
+
+
 async def test_errors_of_the_ladder_keep_their_words() -> None:
     async def none(_ask: Ask) -> Answer:
         raise ApiError(
@@ -245,7 +271,25 @@ async def test_slow_requests_end(data: bytes) -> None:
     async with running(limits={"header_time": "100ms"}) as front:
         answer = await raw(front, data)
         assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"\r\nX-Request-Id: req_" in answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+
+
+def test_a_head_that_begins_with_the_connection_must_end_in_time_too() -> None:
+    """On the daemon's loop, and sent before the gateway has taken the connection: nobody waits for those bytes yet."""
+
+    async def slow() -> None:
+        async with running(limits={"header_time": "100ms"}) as front:
+            host, _colon, port = front.gateway.addresses[0].rpartition(":")
+            with socket.create_connection((host, int(port))) as client:
+                client.sendall(HEAD)
+                client.setblocking(False)
+                async with asyncio.timeout(10):
+                    answer = await asyncio.get_running_loop().sock_recv(client, 100)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(slow())
 
 
 @pytest.mark.parametrize(
@@ -262,6 +306,7 @@ async def test_broken_http_is_told_in_the_form_of_the_api(data: bytes) -> None:
         answer = await raw(front, data)
         assert b" 400 Bad Request\r\n" in answer
         assert b"aiohttp" not in answer
+        assert b"\r\nX-Request-Id: req_" in answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
@@ -295,6 +340,30 @@ async def test_rate_and_concurrency() -> None:
             assert response.status == 429
             assert (await error_of(response))["code"] == "rate_limit_exceeded"
             assert 1 <= int(response.headers["Retry-After"]) <= 30
+
+
+async def test_one_key_leaves_room_for_another_that_asks() -> None:
+    hold, entered = asyncio.Event(), asyncio.Event()
+
+    async def wait(ask: Ask) -> Answer:
+        if ask.client.name == "secret":
+            entered.set()
+            await hold.wait()
+        return await echo(ask)
+
+    keys = {name: {"token_sha256": hashlib.sha256(name.encode()).hexdigest()} for name in ("secret", "other")}
+    async with running(wait, keys=keys, limits={"requests": 2}) as front:
+        async with front.post(key="other") as response:
+            assert response.status == 200
+        first = asyncio.ensure_future(front.post().__aenter__())
+        await entered.wait()
+        async with front.post() as response:  # there is room, but it is for the other one
+            assert (response.status, response.headers["Retry-After"]) == (429, "1")
+            assert (await error_of(response))["code"] == "concurrency_limit_exceeded"
+        async with front.post(key="other") as response:
+            assert response.status == 200
+        hold.set()
+        (await first).release()
 
 
 async def test_all_slots_taken() -> None:
@@ -341,6 +410,22 @@ async def test_large_answer() -> None:
 
     async with running(large) as front, front.post() as response:
         assert await response.read() == body
+
+
+async def test_large_answers_under_way_share_a_bounded_memory() -> None:
+    async def large(_ask: Ask) -> Answer:
+        return Answer(200, {}, bytes(30_000_000), UPSTREAM)
+
+    async with running(large, limits={"requests": 2, "body": "1KiB"}) as front:
+        unread = await front.post().__aenter__()  # its headers; the rest waits in the gateway
+        async with front.post() as response:
+            assert response.status == 429
+            assert (await error_of(response))["code"] == "overloaded"
+        unread.close()
+        await front.wait_counted(status="499")
+        assert front.gateway._room.held_bytes == 0
+        async with front.post() as response:
+            assert len(await response.read()) == 30_000_000
 
 
 async def test_client_that_does_not_read_a_large_answer_is_left_in_time() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from core.config_infer import GatewayLimits
 from core.errors import NearpathError
-from local_infer.fault import Unreachable
+from local_infer.fault import ApiError, Unreachable
+from local_infer.gateway.room import Room
 from local_infer.gateway.sse import DONE
 from local_infer.model import Ask, Client, Endpoint, ModelCard, Step
 from local_infer.upstreams.io_probing import read_list
@@ -27,6 +30,27 @@ from tests.local_infer.mock_upstream import TEXT, MockUpstream, Reply
 SECRET = "sk-very-secret-0123456789"
 
 # --- forwarding ---------------------------------------------------------------------------------------------------------
+
+
+async def test_long_answers_that_come_take_room_and_without_it_are_refused() -> None:
+    body = b'{"x":"' + b"x" * 600_000 + b'"}'
+    async with MockUpstream(Reply(body=body)) as one:
+        one.next(Reply(body=body, split=1 << 16, stall_after=9))
+        checked, room = config({"a": one}), Room(GatewayLimits.model_validate({"requests": 1, "body": "1KiB"}))
+        upstreams = await IoUpstreams.start(checked, CLOCK.now, Random(7), CollectorRegistry(), room)
+        try:
+            first = asyncio.create_task(asked(upstreams, make_ask()))
+            await until(lambda: room.held_bytes > 1_000_000)
+            with pytest.raises(ApiError) as caught:
+                await asked(upstreams, make_ask())
+            assert (caught.value.status, caught.value.code) == (429, "overloaded")
+            assert upstreams._ranking.members["a"].health.loss_ratio == 0
+            first.cancel()
+            await until(lambda: room.held_bytes == 0)
+            assert (await asked(upstreams, make_ask())).body == body
+            assert room.held_bytes == 0
+        finally:
+            await upstreams.close()
 
 
 async def test_a_whole_answer_is_forwarded_byte_for_byte() -> None:
@@ -279,3 +303,10 @@ async def test_no_answer_is_crossed_or_lost_among_failures() -> None:
             good = await asyncio.gather(*[request(number) for number in range(150)])
             assert all(good)
             await until(lambda: all(link.in_flight == 0 for link in upstreams._links.values()))
+
+
+async def test_of_a_clients_headers_only_the_idempotency_key_goes_on() -> None:
+    async with MockUpstream() as one, running(config({"a": one})) as upstreams:
+        await asked(upstreams, replace(make_ask(), idempotency_key="try-1"))
+        await asked(upstreams, make_ask())
+        assert [seen.headers.get("Idempotency-Key") for seen in one.asked] == ["try-1", None]

@@ -9,7 +9,7 @@ import pytest
 
 from core.config_infer import InferConfig
 from local_infer.fault import ApiError
-from local_infer.gateway.keys import KEY_BYTES, Caller, Keys, make_key
+from local_infer.gateway.keys import ASKED_LATELY_S, KEY_BYTES, Caller, Keys, make_key
 from local_infer.model import Priority
 
 
@@ -17,13 +17,13 @@ def hashed(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def make(keys: dict[str, dict[str, Any]], anonymous: bool = False) -> Keys:
+def make(keys: dict[str, dict[str, Any]], anonymous: bool = False, **more: Any) -> Keys:
     return Keys(
         InferConfig.model_validate(
             {
                 "version": 1, "state_dir": "x", "listen": ["127.0.0.1:0"], "anonymous": anonymous,
-                "keys": {name: {"token_sha256": hashed(f"key-{name}"), **more} for name, more in keys.items()},
-                "upstreams": {"a": {"url": "http://127.0.0.1/v1"}},
+                "keys": {name: {"token_sha256": hashed(f"key-{name}"), **key} for name, key in keys.items()},
+                "upstreams": {"a": {"url": "http://127.0.0.1/v1"}}, **more,
             }
         )
     )  # fmt: skip
@@ -70,7 +70,7 @@ def test_find() -> None:
 )
 def test_refused(header: str | None, code: str) -> None:
     error = refused(make({"web": {}}), header)
-    assert (error.status, error.kind, error.code) == (401, "authentication_error", code)
+    assert (error.status, error.kind, error.code) == (401, "invalid_request_error", code)
     assert error.headers == {"WWW-Authenticate": "Bearer"}
     assert "key-we" not in str(error)
 
@@ -133,6 +133,39 @@ def test_concurrency() -> None:
     caller.leave()
     caller.enter(0.0)
     assert caller.under_way == 2
+
+
+def test_a_key_without_a_limit_gets_its_share_while_others_ask() -> None:
+    keys = make({"web": {}, "app": {}, "set": {"concurrency": 3}}, limits={"requests": 8, "share": "25%"})
+    web, app, limited = (keys.find(f"Bearer key-{name}") for name in ("web", "app", "set"))
+
+    def enter(caller: Caller, now: float) -> None:
+        caller.enter(now, keys.share(caller, now))
+
+    for _ in range(5):
+        enter(web, 100.0)  # nobody else is there
+    enter(app, 101.0)
+    with pytest.raises(ApiError, match="its share while others ask") as caught:
+        enter(web, 102.0)
+    assert (caught.value.status, caught.value.code) == (429, "concurrency_limit_exceeded")
+    assert caught.value.retry_after_s == 1.0
+    enter(app, 103.0)
+    with pytest.raises(ApiError):
+        enter(app, 104.0)
+    for _ in range(3):
+        enter(limited, 105.0)  # its own limit is what was meant for it
+    for _ in range(4):
+        web.leave()
+    enter(web, 106.0)
+    enter(web, 104.0 + ASKED_LATELY_S * 2)  # alone again
+
+
+def test_a_reload_does_not_forget_who_asks() -> None:
+    before, after = (make({"web": {}, "app": {}}, limits={"requests": 2}) for _ in range(2))
+    before.share(before.find("Bearer key-app"), 1.0)
+    before.share(before.find("Bearer key-web"), 2.0)
+    after.adopt(before)
+    assert after.share(after.find("Bearer key-web"), 3.0) == 1
 
 
 def test_no_limits_no_headers() -> None:

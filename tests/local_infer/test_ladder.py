@@ -330,6 +330,40 @@ async def test_nothing_answers() -> None:
     assert caught.value.retry_after_s == 42.0
 
 
+async def test_a_model_that_nobody_serves_does_not_exist_and_is_no_outage() -> None:
+    for steps in (["upstream", "generation"], ["generation"]):
+        world = World(steps=steps)
+        named = {"a": {"url": "http://127.0.0.1:1/v1", "models": {"gpt": "gpt-4"}}}
+        ladder = {**CONFIG["ladder"], "steps": steps}
+        world.ladder.reconfigure(InferConfig.model_validate({**CONFIG, "upstreams": named, "ladder": ladder}))
+        world.cut("no upstream")
+        ask = make_ask(model="gpt-4o-mni")
+        if "upstream" not in steps:
+            assert (await world.ladder.answer(ask)).origin.step is Step.GENERATION, "every name is the local model's"
+            continue
+        with pytest.raises(ApiError) as caught:
+            await world.ladder.answer(ask)
+        error = caught.value
+        assert (error.status, error.kind, error.code) == (404, "invalid_request_error", "model_not_found")
+        assert (error.retry_after_s, error.param) == (None, "model")
+        assert world.count("nothing", reason="no upstream") == 0
+        world.cut("connect")
+        assert (await world.ladder.answer(make_ask())).origin.step is Step.GENERATION, "this one is served, and away"
+
+
+async def test_who_refused_the_upstreams_is_told_so() -> None:
+    world = World()
+    with pytest.raises(ApiError, match="you refused the upstreams") as caught:
+        await world.ladder.answer(make_ask(refused=frozenset(Step)))
+    assert (caught.value.code, caught.value.why) == ("no_step", "refused")
+    with pytest.raises(ApiError, match=r"not asked here \(ladder.steps\)"):
+        await World(steps=["cache"]).ladder.answer(make_ask())
+    world.cut("credentials")
+    with pytest.raises(ApiError, match=r"no upstream answers \(credentials\)") as caught:
+        await world.ladder.answer(make_ask(refused=frozenset(Step) - {Step.UPSTREAM}))
+    assert caught.value.why == "credentials", "for the log, where `no_step` says nothing"
+
+
 async def test_nothing_answers_because_of_rate_limits() -> None:
     world = World()
     world.cut("rate limited", retry_after_s=0.25, limited=True, in_ms=True)
@@ -435,6 +469,14 @@ async def test_a_local_model_by_name_that_does_not_answer(outcome: Abstained | E
         await world.ladder.answer(make_ask(model="local/tiny"))
     assert caught.value.status == status
     assert (caught.value.retry_after_s == 7.0) == (status != 400)
+
+
+async def test_a_local_model_by_name_says_what_is_wrong_with_a_request() -> None:
+    world = World()
+    world.generation.outcome = Abstained("schema", "the schema is too much")
+    with pytest.raises(ApiError, match="the schema is too much") as caught:
+        await world.ladder.answer(make_ask(model="local/tiny"))
+    assert (caught.value.status, caught.value.code) == (400, "not_supported")
 
 
 async def test_no_such_local_model() -> None:

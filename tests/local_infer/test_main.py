@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from core.io_config_infer import read_infer_config
-from local_infer.io_check import check_all
+from core.io_http import bind_tcp, bound_address
+from local_infer.io_check import _listens, check_all
 from local_infer.main import main, new_key
 from tests.local_infer.gateway import KEY, running_gateway, write_config
 from tests.local_infer.mock_upstream import DONE, MockUpstream, Reply
@@ -176,6 +177,29 @@ async def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         await upstream.down()
         assert await check_all(read_infer_config(file)) == 1
         assert "cannot be asked: connect" in capsys.readouterr().out
+
+
+async def test_check_beside_the_gateway_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with MockUpstream() as upstream, running_gateway(tmp_path, {"east": upstream}) as daemon:
+        own = daemon.addresses[0]
+        file = write_config(tmp_path, {"east": upstream}, listen=[own])
+        assert await check_all(read_infer_config(file)) == 0
+        assert f"{own} is in use by the gateway that runs (pid {os.getpid()})" in capsys.readouterr().out
+        # An address is no less taken because a gateway runs: only its own are free for it.
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
+        assert (_listens(os.getpid(), own), _listens(other.pid, own)) == (True, False)
+        await other.communicate(b"\n")
+        file = write_config(tmp_path, {"east": upstream}, listen=[own], state_dir=str(tmp_path / "other"))
+        assert await check_all(read_infer_config(file)) == 1
+        assert "another program may have the port" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"])
+def test_who_listens(address: str) -> None:
+    with bind_tcp(address) as sock:
+        assert _listens(os.getpid(), bound_address(sock))
+        other = {"127.0.0.1:0": "127.0.0.2", "[::1]:0": "[::]", "0.0.0.0:0": "127.0.0.1"}[address]
+        assert not _listens(os.getpid(), f"{other}:{sock.getsockname()[1]}")
 
 
 def test_new_key(capsys: pytest.CaptureFixture[str]) -> None:

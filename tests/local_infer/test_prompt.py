@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from core.config_infer import Generation
-from local_infer.generation.prompt import MOST_CHARACTERS, MOST_PATTERNS, Prompt, read_prompt
+from local_infer.generation.prompt import MOST_CHARACTERS, Prompt, read_prompt
 from local_infer.model import Abstained, Ask, Client, Endpoint
 
 CONFIG = Generation(model="m", max_tokens=100)
@@ -68,15 +68,12 @@ def test_schema() -> None:
     assert prompt(response_format={"type": "text"}).schema is None
 
 
-def test_a_schema_of_many_patterns_that_must_all_hold_is_left_to_others() -> None:
-    def wanted(schema: Any) -> Any:
-        return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-
-    patterns = [{"type": "string", "pattern": f".*{i}.*"} for i in range(MOST_PATTERNS + 1)]
-    assert prompt(response_format=wanted({"allOf": patterns[1:]})).schema
-    assert prompt(response_format=wanted({"anyOf": patterns})).schema
-    for explosive in ({"allOf": patterns}, {"properties": {"a": {"allOf": [{"$ref": "#/x"}]}}, "x": patterns}):
-        assert read(response_format=wanted(explosive)) == Abstained("response_format")
+def test_a_schema_that_is_too_much_is_left_to_others_and_it_is_said_why() -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": list(range(2001))}}}
+    got = read(response_format=wanted)
+    assert isinstance(got, Abstained)
+    assert got.why == "schema"
+    assert got.what.endswith("too much for it: it has more than 2000 enum values")
 
 
 IMAGE = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]

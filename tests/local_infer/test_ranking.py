@@ -176,7 +176,7 @@ def test_failed_probes_count_however_close_they_are() -> None:
     script.probe("a")
     for _ in range(3):
         script.ranking.probed(script.member("a"), None, Failure("connect"), script.now)
-    assert script.ranking.down_reason("m", script.now) == "down"
+    assert script.ranking.down_reason("m", script.now) == "connect"
 
 
 def test_the_first_of_all_rate_limits_only_when_nobody_said_anything_else() -> None:
@@ -212,8 +212,8 @@ def test_limits_without_a_word_get_longer() -> None:
 def test_an_open_circuit_is_never_asked_even_when_it_is_the_last() -> None:
     script = Script({"a": {}}, breaker={"least": 5})
     script.bad("a", times=5)
-    assert script.choose() == Choice(None, why="open circuit")
-    assert script.ranking.down_reason("m", script.now) == "open circuit"
+    assert script.choose() == Choice(None, why="reset"), "not only that its circuit is open, but why"
+    assert script.ranking.down_reason("m", script.now) == "reset"
     script.now += 5.0
     trial = script.choose()
     assert trial.ticket is not None
@@ -225,8 +225,20 @@ def test_without_an_open_circuit_the_decision_fails_open() -> None:
     script = Script({"a": {}, "b": {}})
     script.bad("a", times=3)
     script.bad("b", times=3)
-    assert script.ranking.down_reason("m", script.now) == "down"
+    assert script.ranking.down_reason("m", script.now) == "reset"
     assert chosen(script.choose()) in ("a", "b")
+
+
+def test_why_nobody_can_be_asked_is_told_however_long_it_lasts() -> None:
+    script = Script({"a": {}, "b": {}}, breaker={"least": 5, "open_for": "5m"})
+    script.bad("a", "credentials", 5, status=401)
+    script.bad("b", "connect", 5)
+    assert script.choose() == Choice(None, why="credentials"), "what only the operator can mend, first"
+    assert script.ranking.down_reason("m", script.now) == "credentials"
+    other = Script({"a": {}, "b": {"models": {"small": "small"}}}, breaker={"least": 5, "open_for": "5m"})
+    other.bad("a", "timeout", 5)
+    other.bad("b", "credentials", 5, status=401)
+    assert other.ranking.down_reason("m", other.now) == "timeout", "b has no part in this model"
 
 
 def test_good_probes_bring_an_unreachable_one_back_before_its_time() -> None:
@@ -299,7 +311,7 @@ def test_who_always_cuts_its_streams_gets_an_open_circuit() -> None:
         script.now += 0.001
         script.ranking.cut(choice.member, "reset", choice.ticket, script.now)
     assert script.member("a").health.loss_ratio == 0.5
-    assert script.choose().why == "open circuit"
+    assert script.choose().why == "reset"
 
 
 def test_a_trial_that_begins_a_stream_closes_the_circuit() -> None:

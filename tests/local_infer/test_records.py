@@ -51,7 +51,7 @@ def attempt(**more: Any) -> Attempt:
         ({"status": 400, "step": "upstream"}, "400", False),
         ({"status": CLIENT_GONE, "stream": True}, "client_gone", False),
         ({"stream": True, "tail": CHUNK + DONE}, "", False),
-        ({"stream": True, "tail": CHUNK + LAST}, "", False),
+        ({"stream": True, "tail": CHUNK + LAST}, "stream_cut", True),  # a whole one has got its `[DONE]`
         ({"stream": True, "tail": CHUNK}, "stream_cut", True),
         ({"stream": True, "tail": CHUNK + b'data: {"error":{"message":"cut"}}\n\n'}, "stream_cut", True),
     ],

@@ -101,6 +101,21 @@ def test_bodies_that_can_be_read_in_two_ways_or_in_none(body: bytes) -> None:
     assert len(str(error)) < 200
 
 
+def test_a_name_that_stands_twice_is_told() -> None:
+    twice = b'{"model":"m","model":"n","messages":[{}]}'
+    assert "'model' stands twice in one object" in str(refused(twice))
+    unknown = b'{"model":"m","messages":[{"role":"user","content":""}],"se\\u0063ret":1,"secret":2}'
+    assert "secret" not in str(refused(unknown)), "what the client made up is not told back"
+    assert "a number is out of range" in str(refused(b'{"model": NaN}'))
+
+
+def test_an_idempotency_key_is_the_one_header_that_goes_on() -> None:
+    assert read(CHAT, Idempotency_Key="try-1").idempotency_key == "try-1"
+    assert read(CHAT).idempotency_key == ""
+    for wrong in ("", "a b", "a" * 256, "schlüssel"):
+        assert "Idempotency-Key must be" in str(refused(CHAT, Idempotency_Key=wrong))
+
+
 def test_escaped_text_and_whole_surrogate_pairs_are_fine() -> None:
     ask = read(b'{"model":"m","messages":[{"role":"user","content":"\\u4f60\\ud83d\\ude00"}]}')
     assert ask.fields["messages"][0]["content"] == "你😀"
