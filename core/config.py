@@ -43,7 +43,7 @@ def split_listen(text: str) -> tuple[str, int]:
         number = -1
     bracketed = host.startswith("[")
     if not colon or not 0 <= number <= 65535 or (":" in host) != bracketed:
-        raise ValueError(f"{text!r} is not ADDRESS:PORT, such as 0.0.0.0:53 or [::]:53")
+        raise ValueError(f"{text!r} is not ADDRESS:PORT, such as 127.0.0.1:8080 or [::1]:8080")
     return (host[1:-1] if bracketed else host), number
 
 

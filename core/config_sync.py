@@ -43,12 +43,16 @@ def _check_absolute(text: str) -> str:
 
 
 def _check_place(text: str) -> str:
-    """A source as rsync writes it: `user@host:/path`, or `rsync://host[:port]/module[/path]`."""
+    """A place as rsync writes it: `user@host:/path`, or `rsync://[user@]host[:port]/module[/path]`."""
     # A host that begins with a dash would be an option of ssh.
     ssh = re.fullmatch(r"(?!rsync://)(\w[\w.-]*@)?\w[\w.-]*:/[\w@./:+-]*", text)
-    daemon = re.fullmatch(r"rsync://\w[\w.-]*(:[0-9]{1,5})?/[\w.-]+(/[\w@./:+-]+)?", text)
+    daemon = re.fullmatch(r"rsync://(\w[\w.-]*@)?\w[\w.-]*(:[0-9]{1,5})?/[\w.-]+(/[\w@./:+-]+)?", text)
+    if re.match(r"rsync://[^/]*:[^/]*@", text):
+        raise ValueError(
+            "a password in it is neither hidden nor needed: it goes into `password_file`, only USER@ stays"
+        )
     if not (ssh or daemon):
-        raise ValueError(f"{text!r} is neither USER@HOST:/PATH nor rsync://HOST/MODULE")
+        raise ValueError(f"{text!r} is neither USER@HOST:/PATH nor rsync://HOST/MODULE (or rsync://USER@HOST/MODULE)")
     return text
 
 
@@ -96,7 +100,10 @@ class Parent(Section):
     url: ParentUrl = Field(default="", pattern=r"^(https?://[!-~]+)?$", description="of a syncd: https://HOST:PORT")
     token_file: str = Field(default="", description="file with this node's token for it, mode 0600")
     ca_file: str | None = Field(default=None, description="PEM file to trust instead of the system's certificates")
-    place: Place | None = Field(default=None, description="for ssh: USER@HOST:/PATH; for rsyncd: rsync://HOST/MODULE")
+    place: Place | None = Field(
+        default=None,
+        description="for ssh: USER@HOST:/PATH; for rsyncd: rsync://USER@HOST/MODULE, without USER@ if it asks for none",
+    )
     password_file: str = Field(default="", description="for rsyncd: file with the password, mode 0600")
     every: Duration = Field(default=300.0, ge=1, le=86400 * 7, description="for ssh and rsyncd: how often to look")
 
@@ -153,7 +160,7 @@ class Hooks(Section):
 class Push(Section):
     """A plain mirror without a syncd that this node brings its tree to with rsync."""
 
-    to: Place = Field(description="USER@HOST:/PATH, or rsync://HOST/MODULE")
+    to: Place = Field(description="USER@HOST:/PATH, or rsync://USER@HOST/MODULE")
     password_file: str = Field(default="", description="for rsync://: file with the password, mode 0600")
     delete: bool = Field(default=True, description="also delete there what is gone here")
 
@@ -187,6 +194,10 @@ class Tree(Section):
     watch: Literal["auto", "inotify", "fanotify"] = Field(
         default="auto", description="for an origin: how changes are noticed; auto: fanotify where it is allowed"
     )
+    contents: Literal["unsigned", "signed"] = Field(
+        default="unsigned",
+        description="for an origin: signed: the signature covers contents too, each is read once when it changes",
+    )
     cross_mounts: bool = Field(default=False, description="for an origin: enter file systems mounted below path")
     sweep: Duration = Field(default=86400.0, ge=60, description="for an origin: every name is looked at this often")
     scrub: Duration = Field(default=30 * 86400.0, ge=60, description="every content is read and compared this often")
@@ -206,6 +217,8 @@ class Tree(Section):
             raise ValueError("path: the whole disk cannot be a tree")
         if not self.parents and self.mode == "atomic":
             raise ValueError("mode atomic is for copies: an origin publishes whatever is written into it")
+        if self.parents and self.contents == "signed":
+            raise ValueError("contents: signed is for an origin: its copies compare contents by themselves")
         if self.work is not None and (self.work + "/").startswith(self.path + "/"):
             raise ValueError("work must not be inside path: clients would see it")
         return self

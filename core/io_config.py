@@ -134,6 +134,18 @@ def _without_tags(path: PathKey, raw: Any, *, missing: bool) -> PathKey:
     return tuple(kept)
 
 
+_PATTERN_WORDS = {
+    NAME_PATTERN: "must be a name: lower-case letters, digits and hyphens, 1 to 63 of them",
+    r"^https?://[!-~]+$": "must be a URL that begins with http:// or https://, without blanks",
+    r"^(https?://[!-~]+)?$": "must be a URL that begins with http:// or https://, without blanks",
+    r"^(rediss?|unix)://[!-~]+$": "must be a URL that begins with redis://, rediss:// or unix://, without blanks",
+    r"^/[!-~]*$": "must begin with a slash, without blanks",
+    r"^[!-~]{1,128}$": "must be a model's name: 1 to 128 visible ASCII characters, without blanks",
+    r"^[A-Za-z0-9-]{1,64}$": "must be the name of a header: letters, digits and hyphens, 1 to 64 of them",
+    r"^[ -~]{0,1024}$": "must be ASCII text of one line, 1024 characters at most",
+}
+"""What pydantic would only show as a regular expression."""
+
 _PLAIN_WORDS = {
     "extra_forbidden": "is not a known key (a typo?)",
     "missing": "is missing",
@@ -149,6 +161,10 @@ _PLAIN_WORDS = {
 }
 
 
+_TOKEN_MAKERS: Mapping[str | int, str] = {"keys": "local-infer new-key", "children": "syncd token"}
+"""By the section that a hash stands in: what makes the secret."""
+
+
 def _wording(fault: Any, path: PathKey) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "value_error":
@@ -159,11 +175,13 @@ def _wording(fault: Any, path: PathKey) -> str:
         return _PLAIN_WORDS[kind]
     if path[-1:] == ("token_sha256",):
         # Somebody may have put the token itself here: it must not end up in a log.
-        return "must be the 64 hexadecimal digits that `nearpath agent-token` prints"
-    what = _PLAIN_WORDS.get(kind, fault["msg"])
-    if kind == "string_pattern_mismatch" and context["pattern"] == NAME_PATTERN:
-        what = "must be a name: lower-case letters, digits and hyphens, 1 to 63 of them"
+        return f"must be the 64 hexadecimal digits that `{_TOKEN_MAKERS.get(path[0], 'nearpath agent-token')}` prints"
+    what: str = _PLAIN_WORDS.get(kind, fault["msg"])
     given = fault.get("input")
+    if kind == "string_pattern_mismatch":
+        what = _PATTERN_WORDS.get(str(context["pattern"]), what)
+        if isinstance(given, str) and "@" in given:
+            return what  # there may be a password before it
     return f"{what} (got {_shortened(repr(given))})" if isinstance(given, str | int | float | bool | None) else what
 
 

@@ -33,6 +33,7 @@ _FOLDERS = {
     "": "etc/systemd/system",
     "sysusers.d": "etc/sysusers.d",
     "sysctl.d": "etc/sysctl.d",
+    "tmpfiles.d": "etc/tmpfiles.d",
 }
 
 _HIDDEN = {
@@ -93,6 +94,7 @@ def render_units(bin_dir: Path, user: str | None = None) -> list[UnitFile]:
             text = file.read_text("utf-8").replace(_SHIPPED_BIN, f"{bin_dir}/")
             if user is not None:
                 text = re.sub(r"(?m)^(User|Group)=.*$", rf"\1={user}", text)
+                text = re.sub(r"(?m)^(d +\S+ +\d+) .*$", rf"\1 {user} {user} -", text)
             files.append(UnitFile(PurePosixPath(target, file.name), text))
     return files
 
@@ -201,6 +203,9 @@ def next_steps(steps: Sequence[Step], root: Path, user: str | None = None) -> li
     lines.append("Now, as root:")
     if user is None:
         lines.append("  systemd-sysusers")
+    lines.append(
+        "  systemd-tmpfiles --create nearpath.conf # syncd's state_dir, for `syncd key` before its first start"
+    )
     lines += [
         "  systemctl restart systemd-sysctl        # lets the agent send ICMP echo without rights",
         "  systemctl daemon-reload",

@@ -181,7 +181,11 @@ def _show_findings(tree: str, answer: dict[str, Any]) -> None:
         console.print(f"{printable(found['path']) or '.'}: {found['what']}", soft_wrap=True)
     for trouble in answer["troubles"]:
         console.print(f"{printable(trouble['path'])}: cannot be looked at: {printable(trouble['why'])}", soft_wrap=True)
+    for refused in answer["refused"]:
+        console.print(f"{printable(refused['path'])}: {printable(refused['what'])}", soft_wrap=True)
     text = f"{tree}: {answer['entries']:,} entries read, {answer['different']:,} different"
+    if answer["refused"]:
+        text += f", {len(answer['refused']):,} refused"
     if answer["unsure"]:
         text += f"; {answer['unsure']:,} changed meanwhile, of which nothing can be said"
     console.print(text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -49,4 +52,47 @@ def key(tree: TreeName, config: ConfigFile = DEFAULT_CONFIG) -> None:
         raise NearpathError(
             f"this node is not the origin of a tree {tree!r}", f"it is of: {', '.join(origins) or 'none'}"
         )
-    print(public_key(read_key(key_of(loaded, tree))).hex())
+    file = key_of(loaded, tree)
+    make_room_for_key(file, Path(loaded.state_dir))
+    is_new = not file.exists()
+    seed = read_key(file)
+    if is_new:
+        give_to_owner(file)
+    print(public_key(seed).hex())
+
+
+def make_room_for_key(file: Path, state_dir: Path) -> None:
+    """Make the folder of a key, and `state_dir` above it as the daemon would; NearpathError when this user cannot."""
+    if not file.is_relative_to(state_dir):
+        return
+    try:
+        for folder in (state_dir, *reversed([above for above in file.parents if above.is_relative_to(state_dir)][:-1])):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o750 if folder == state_dir else 0o700, parents=folder == state_dir)
+                give_to_owner(folder, state_dir.name if folder == state_dir else "")
+    except FileExistsError:
+        return  # the daemon was quicker
+    except OSError as error:
+        service = state_dir.name
+        raise NearpathError(
+            f"state_dir {state_dir} cannot be used to keep the key in: {error.strerror}",
+            f"as root, for the service's user: install -d -o {service} -g {service} -m 0750 {state_dir} (that is done by "
+            "`systemd-tmpfiles --create nearpath.conf` after `nearpath install-units`); or set state_dir",
+        ) from None
+
+
+def give_to_owner(path: Path, namesake: str = "") -> None:
+    """What root makes here is the daemon's: give it to whom the folder belongs, or to the user `namesake`, if there is one.
+
+    As the units have it: /var/lib/nearpath-sync is of the user nearpath-sync.
+    """
+    if os.geteuid() != 0:
+        return
+    above = path.parent.stat()
+    owner = above.st_uid, above.st_gid
+    if namesake:
+        with suppress(KeyError):
+            user = pwd.getpwnam(namesake)
+            owner = user.pw_uid, user.pw_gid
+    if owner != (0, 0):
+        os.chown(path, *owner, follow_symlinks=False)

@@ -16,6 +16,8 @@ from core.units import format_duration
 UNKNOWN_S = 5 * 365 * 86400.0
 """A lag beyond this stands for: it was not current since the start."""
 MAX_LINES = 10
+MAX_NAMED = 3
+"""Paths of one kind at an origin."""
 
 STATES = {
     "starting": "the tree is read; children wait for it",
@@ -117,7 +119,10 @@ def _rows(name: str, tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[
         yield "children", _children(tree["children"], now_wall_s)
     for pushed, told in tree["pushes"].items():
         text = f"{pushed}  {printable(told['to'])}  {_behind(told)}  {told['pushed']:,} pushed"
-        yield "push", Text(text + f": {printable(told['error'])}", style="red") if told["error"] else Text(text)
+        why = printable(told["error"] or (told["held"] or {}).get("what", ""))
+        yield "push", Text(f"{text}: {why}", style="red") if why else Text(text)
+    for token in dict.fromkeys(told["held"]["token"] for told in tree["pushes"].values() if told["held"]):
+        yield "approve", Text(f"syncd approve {name} {token}", style="bold")
     yield from _many("trouble", [_trouble(trouble) for trouble in tree["troubles"]])
 
 
@@ -127,7 +132,7 @@ def _content(tree: dict[str, Any]) -> str:
         text += f", {size(tree['bytes'])}"
     if tree["version"]:
         text += f"; version {tree['version']}, root {tree['root_hash'][:12] or 'not compared yet'}"
-    return text
+    return f"{text}, contents signed" if tree["sealed"] else text
 
 
 def _copy_rows(tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[str, RenderableType]]:
@@ -135,7 +140,9 @@ def _copy_rows(tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[str, R
     if lag_s is None:
         yield "lag", Text("no content yet")
     elif lag_s > UNKNOWN_S:
-        yield "lag", Text("unknown: not current since the start")
+        shown = tree["pinned"]
+        why = "not current since the start" if shown is None else f"version {shown} is shown, an older one"
+        yield "lag", Text(f"unknown: {why}")
     else:
         yield "lag", Text(f"at most {format_duration(lag_s)} behind the origin")
     yield "parent", _parents(tree)
@@ -155,9 +162,35 @@ def _origin_rows(tree: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:
     yield "watch", Text(f"{watched} ({tree['watch']}), {tree['overflows']:,} overflows; {queue}")
     if tree["unwatched"]:
         yield "unwatched", Text(f"{tree['unwatched']:,} directories; they are read from time to time", style="red")
+        yield from _first("", tree["unwatched_paths"], tree["unwatched"])
     if tree["watch_limit_problem"]:
         yield "limit", Text(tree["watch_limit_problem"], style="red")
+    if tree["unreadable"]:
+        text = f"{tree['unreadable']:,} files that no copy gets: let syncd's user read them (chmod, chgrp, setfacl)"
+        yield "unreadable", Text(text, style="red")
+        yield from _first("", tree["unreadable_paths"], tree["unreadable"])
+    if tree["skipped"]:
+        yield "skipped", Text(f"{tree['skipped']:,} names that are not replicated")
+        yield from _first("", tree["skipped_paths"], tree["skipped"])
+    yield from _sealing(tree)
     yield "key", Text(tree["public_key"])
+
+
+def _first(label: str, named: Sequence[dict[str, str]], count: int) -> Iterator[tuple[str, RenderableType]]:
+    """A few of `count` paths, each with the reason."""
+    texts = [f"{printable(each['path'])}: {printable(each['why'])}" for each in named[:MAX_NAMED]]
+    more = [f"... and {count - len(texts):,} more (--json names {len(named)})"] if count > len(texts) else []
+    yield label, Text("\n".join([*texts, *more]), style="yellow")
+
+
+def _sealing(tree: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:
+    if (told := tree["sealing"]) is None:
+        return
+    if not tree["sealed"]:
+        done = "" if told["share"] is None else f"{int(told['share'] * 100)}% of the contents are read"
+        yield "sealing", Text(": ".join(filter(None, (done, printable(told["why"])))) or "not begun", style="yellow")
+    if told["unreadable"]:
+        yield "unsealed", Text(f"{told['unreadable']:,} files cannot be read: see the log", style="red")
 
 
 def _parents(tree: dict[str, Any]) -> Text:
@@ -193,13 +226,12 @@ def _behind(told: dict[str, Any]) -> str:
 def _progress(told: dict[str, Any]) -> Table:
     """A bar, and what it stands for, in one line."""
     share = told["done_bytes"] / told["bytes"] if told["bytes"] else told["done_files"] / max(1, told["files"])
-    rate = told["done_bytes"] / told["for_s"] if told["for_s"] else 0.0
-    left = f", {format_duration((told['bytes'] - told['done_bytes']) / rate)} left" if rate else ""
+    left = f", {format_duration(told['left_s'])} left" if told["left_s"] is not None else ""
     grid = Table.grid(padding=(0, 2))
     grid.add_row(
         ProgressBar(total=1.0, completed=share, width=30),
         f"{share:.0%}  {told['done_files']:,} of {told['files']:,} files, "
-        f"{size(told['done_bytes'])} of {size(told['bytes'])}, {size(rate)}/s{left}",
+        f"{size(told['done_bytes'])} of {size(told['bytes'])}, {size(told['rate_bytes_s'])}/s{left}",
     )
     return grid
 

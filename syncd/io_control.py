@@ -14,6 +14,7 @@ from core.io_control import control_app, read_object, told
 from syncd.copy.io_child import Follower
 from syncd.io_examine import plan_now, verify_now
 from syncd.source.io_origin import Origin
+from syncd.transfer.io_push import Pusher
 
 if TYPE_CHECKING:
     from syncd.io_daemon import Daemon
@@ -54,10 +55,14 @@ class _Control:
 
     async def approve(self, request: web.Request) -> web.Response:
         body = await read_object(request)
-        follower = self._daemon.followers.get(_word(body, "tree"))
-        if follower is None or not follower.approve(_word(body, "token")):
+        tree, token = _word(body, "tree"), _word(body, "token")
+        follower = self._daemon.followers.get(tree)
+        parts: list[Follower | Pusher] = [*([follower] if follower else []), *self._daemon.pushers.get(tree, [])]
+        # The same deletes have the same token at each mirror: one word lets them through at all of them.
+        approved = [part.approve(token) for part in parts]
+        if not any(approved):
             raise NearpathError("nothing is held under this tree and token", "`syncd status` shows what is held")
-        return told({"approved": follower.name})
+        return told({"approved": tree})
 
     async def accept(self, request: web.Request) -> web.Response:
         part = self._part(await read_object(request))
@@ -98,7 +103,7 @@ class _Control:
             self._verified.discard(part.name)
         asked_s = time.monotonic()
         if findings.differences and body.get("repair"):
-            part.verify()
+            part.verify(findings.unlike)
         return told(
             {
                 "role": "copy",
@@ -106,6 +111,9 @@ class _Control:
                 "entries": findings.entries,
                 "different": len(findings.differences),
                 "unsure": findings.unsure,
+                "refused": [
+                    {"path": os.fsdecode(found.path), "what": found.what} for found in findings.refused[:MAX_SHOWN]
+                ],
                 "differences": [
                     {"path": os.fsdecode(found.path), "what": found.what} for found in findings.differences[:MAX_SHOWN]
                 ],

@@ -35,6 +35,7 @@ from syncd.transfer.io_push import Pusher
 from syncd.transfer.io_rsync import own_ids
 from syncd.transfer.io_rsync_check import check_binary
 from syncd.transfer.io_serve import Limits, Server, Serving
+from syncd.transfer.io_splice import clear_configs
 from syncd.transfer.io_stager import Stager
 
 FIXED = ("node", "state_dir", "listen", "tls", "metrics")
@@ -196,7 +197,9 @@ class Daemon:
         tls = server_tls(self.config.tls.cert, self.config.tls.key, both_ours=True) if self.config.tls else None
         # Each tree of a child has a long poll open.
         limits = Limits(requests_per_child=32 + 2 * len(self.config.trees))
-        self.server = Server(self.catalogue, self._children(), limits, Serving(owner=own_ids()))
+        configs = os.path.join(self.config.state_dir, "rsyncd")
+        clear_configs(configs)
+        self.server = Server(self.catalogue, self._children(), limits, Serving(owner=own_ids(), config_dir=configs))
         socks = [bind_tcp(listen) for listen in self.config.listen]
         await self.server.start(socks[0], tls, *socks[1:])
         self.addresses = [bound_address(sock) for sock in socks]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from syncd.copy.io_child import Follower
 from syncd.copy.io_reconcile import compare_in_thread
 from syncd.model import Change, Entry, Kind, Op
 from syncd.publish.plan import Plan
+from syncd.publish.steps import stays_inside
 from syncd.source.io_compare import Comparer, Depth
 from syncd.source.io_scan import Disk, Trouble
 from syncd.store.io_index import Child, Index
 from syncd.store.io_ledger import Ledger
-from syncd.store.io_store import close_store, open_store, transaction
+from syncd.store.io_store import SEALED, close_store, fact, open_store, transaction
 from syncd.store.manifest import Comparison
 from syncd.transfer.io_parent import Parent
 from syncd.transfer.io_plain import PlainParent
@@ -48,14 +49,18 @@ class Findings:
     troubles: tuple[Trouble, ...]
     """what could not be looked at"""
     unsure: int
+    refused: tuple[Difference, ...] = ()
+    """symlinks of the parent that are not published here on purpose: nothing is wrong with that"""
+    unlike: frozenset[bytes] = frozenset()
+    """those that differ in what no listing has: owners, extended attributes, lists"""
 
 
 async def plan_now(follower: Follower) -> Plan:
     """What a follower would fetch and do if it did it now; everything it waits for, is held for, and has not asked for."""
     copy, parent = follower.at_hand()
     if isinstance(parent, PlainParent):
-        found = await parent.differences(os.fsdecode(copy.root))
-        return await follower.with_copy(lambda copy: copy.plan(found))
+        look = await parent.differences(os.fsdecode(copy.root))
+        return await follower.with_copy(lambda copy: copy.plan(look.changes))
     cursor = await follower.with_copy(lambda copy: copy.cursor())
     answer = await parent.journal(follower.name, cursor, 0.0)
     if isinstance(answer, Behind):
@@ -73,9 +78,12 @@ async def verify_now(follower: Follower, scratch: Path) -> Findings:
     """
     copy, parent = follower.at_hand()
     if isinstance(parent, PlainParent):
-        changes = await parent.differences(os.fsdecode(copy.root))
+        look = await parent.differences(os.fsdecode(copy.root))
         entries = (await follower.with_copy(lambda copy: copy.size())).entries
-        return Findings(entries, tuple(Difference(change.path, _plainly(change)) for change in changes), (), 0)
+        wrong, refused = _refused_apart(look.changes)
+        unread = tuple(Trouble(fault.path, fault.why) for fault in look.unread)
+        different = tuple(Difference(change.path, _plainly(change)) for change in wrong)
+        return Findings(entries, different, unread, 0, refused)
     cursor = await follower.with_copy(lambda copy: copy.cursor())
     root = copy.root
     loop = asyncio.get_running_loop()
@@ -87,22 +95,56 @@ async def verify_now(follower: Follower, scratch: Path) -> Findings:
         for suffix in ("", "-wal", "-shm", ".lock"):
             with suppress(FileNotFoundError):
                 os.unlink(f"{scratch}{suffix}")
+    unlike: list[tuple[bytes, str]] = []
+    if copy.layout.kept:
+        unlike = await follower.intake.find_unlike(copy, parent, await follower.with_copy(lambda copy: copy.indexed()))
     meanwhile = await parent.journal(follower.name, cursor, 0.0)
     moved = set(found.moved)
     if isinstance(meanwhile, Behind):
-        return Findings(entries, (), troubles, len(found.changes) + len(moved))
+        return Findings(entries, (), troubles, len(found.changes) + len(moved) + len(unlike))
     for change in meanwhile.changes:
         moved |= {change.path, *([change.source] if change.source else [])}
-    sure = [change for change in found.changes if not _is_below(change.path, moved)]
-    differences = tuple(Difference(change.path, _difference(change, had.get(change.path))) for change in sure)
-    return Findings(entries, differences, troubles, len(found.changes) - len(sure) + len(found.moved))
+    every, refused = _refused_apart(found.changes)
+    sure = [change for change in every if not _is_below(change.path, moved)]
+    differences = {change.path: _difference(change, had.get(change.path)) for change in sure}
+    # Where a listing finds something wrong, it is brought anew with all that belongs to it.
+    others = {path: what for path, what in unlike if path not in differences and not _is_below(path, moved)}
+    differences |= {path: f"has {what}" for path, what in others.items()}
+    return Findings(
+        entries,
+        tuple(Difference(path, what) for path, what in differences.items()),
+        troubles,
+        len(every) - len(sure) + len(found.moved),
+        refused,
+        frozenset(others),
+    )
+
+
+def _refused_apart(changes: Sequence[Change]) -> tuple[list[Change], tuple[Difference, ...]]:
+    """(changes, what is not published on purpose): symlinks that lead out of the tree, which are not here."""
+    refused = [change for change in changes if _is_refused(change)]
+    if not refused:
+        return list(changes), ()
+    named = [(change.path, os.fsdecode(change.entry.target)) for change in refused if change.entry is not None]
+    told = [Difference(path, f"refused: symlink to {target!r}, which leads out of the tree") for path, target in named]
+    return [change for change in changes if not _is_refused(change)], tuple(told)
+
+
+def _is_refused(change: Change) -> bool:
+    entry = change.entry
+    return (
+        change.op is Op.UPSERT
+        and entry is not None
+        and entry.kind is Kind.SYMLINK
+        and not stays_inside(change.path, entry.target)
+    )
 
 
 def _read_and_compare(
     root: bytes, scratch: Path, parent: Parent, follower: Follower, loop: asyncio.AbstractEventLoop
 ) -> tuple[int, tuple[Trouble, ...], Comparison, dict[bytes, Child | None]]:
     """In a thread of its own: (entries read, troubles, what differs, what is here at each path that differs)."""
-    troubles = _read(root, scratch)
+    troubles = _read(root, scratch, follower.store)
     ledger = Ledger(scratch)
     try:
         with ledger.local() as local:
@@ -113,11 +155,15 @@ def _read_and_compare(
         ledger.close()
 
 
-def _read(root: bytes, scratch: Path) -> tuple[Trouble, ...]:
+def _read(root: bytes, scratch: Path, store: Path) -> tuple[Trouble, ...]:
+    """Index the disk in `scratch`; the copy's own index, in `store`, knows the digests of what is as it was."""
     db = open_store(scratch)
     disk = Disk(root)
     try:
-        index = Index(db)
+        with closing(open_store(store, exclusive=False)) as known:
+            if fact(known, SEALED):
+                known.backup(db)
+        index = Index(db, by_inode=True)
         comparer = Comparer(disk, index)
         comparer.quiet = True
         stack = [(b"", Depth.ALL)]
@@ -126,6 +172,8 @@ def _read(root: bytes, scratch: Path) -> tuple[Trouble, ...]:
                 for _ in range(min(_SLICE, len(stack))):
                     comparer.walk(*stack.pop())
                     stack.extend(comparer.take_walks())
+                if not stack:
+                    comparer.settle_losses()
         return tuple(comparer.take().troubles)
     finally:
         disk.close()

@@ -34,6 +34,8 @@ _OF_COPIES = (
 _OF_ORIGINS = (
     ("syncd_watches", "directories watched", "watches"),
     ("syncd_unwatched", "directories that cannot be watched and are read from time to time", "unwatched"),
+    ("syncd_unreadable_files", "files of the tree that cannot be read for the children, at most 1,000", "unreadable"),
+    ("syncd_skipped_paths", "names that are not replicated: devices, sockets, fifos, at most 1,000", "skipped"),
     ("syncd_settling_paths", "paths that changed just now, before they are looked at", "waiting"),
 )
 _COUNTED_OF_COPIES = (
@@ -122,8 +124,11 @@ def _states(trees: dict[str, dict[str, Any]], copies: dict[str, dict[str, Any]])
     rtt = GaugeMetricFamily(
         "syncd_parent_rtt_seconds", "RTT to a parent, where there are several", labels=["tree", "parent"]
     )
+    for name, tree in trees.items():
+        pushes = [told["held"] for told in tree["pushes"].values()]
+        if name in copies or pushes:
+            held.add_metric([name], int(any([tree.get("held"), *pushes])))
     for name, tree in copies.items():
-        held.add_metric([name], int(tree["held"] is not None))
         for told in tree["parents"]:
             parent.add_metric([name, told["name"]], int(told["name"] == tree["parent"]))
             if told["srtt_ms"] is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from syncd.copy.child_status import ChildStatus
+from syncd.copy.child_status import ChildStatus, Rate
 from syncd.copy.io_child import Follower
 from syncd.node_status import is_busy, stamp_state
 from syncd.source.io_origin import Origin
@@ -52,14 +53,33 @@ def _origin(origin: Origin) -> dict[str, Any]:
         "watch": origin.watch,
         "watches": status.watches,
         "unwatched": status.unwatched,
+        "unwatched_paths": _named(status.unwatched_paths),
+        "skipped": status.skipped,
+        "skipped_paths": _named(status.skipped_paths),
+        "unreadable": status.unreadable,
+        "unreadable_paths": _named(status.unreadable_paths),
         "overflows": status.overflows,
         "watch_limit_problem": status.watch_limit_problem,
         "troubles": list(status.troubles[:20]),
         "version": origin.root.version if origin.root else 0,
         "root_hash": origin.root.root_hash.hex() if origin.root else "",
+        "sealed": bool(origin.root and origin.root.sealed),
+        "sealing": _sealing(origin),
         "lag_s": round(origin.freshness().lag_s, 1),
         "public_key": origin.public_key(),
     }
+
+
+def _named(paths: Iterable[tuple[bytes, str]]) -> list[dict[str, str]]:
+    return [{"path": os.fsdecode(path) or ".", "why": why} for path, why in paths]
+
+
+def _sealing(origin: Origin) -> dict[str, Any] | None:
+    """How far the contents of a tree are read that its signature is to cover; None where it is not to."""
+    if origin.sealer is None:
+        return None
+    status = origin.sealer.status
+    return {"share": status.share, "unreadable": status.unreadable, "why": status.why}
 
 
 def _follower(daemon: Daemon, name: str, follower: Follower) -> dict[str, Any]:
@@ -81,10 +101,12 @@ def _follower(daemon: Daemon, name: str, follower: Follower) -> dict[str, Any]:
         "published": status.published,
         "version": fresh.version,
         "root_hash": status.root_hash,
+        "sealed": follower.is_sealed,
         "sequence": follower.offer.last,
         "lag_s": round(fresh.lag_s, 1) if status.has_content else None,
+        "pinned": follower.pinned,
         "held": {"what": status.held.what, "token": status.held.token} if status.held else None,
-        "fetching": _fetching(status),
+        "fetching": _fetching(status, follower.totals.rate),
         "fetched_files": follower.totals.fetched_files,
         "fetched_bytes": follower.totals.fetched_bytes,
         "differences_found": follower.totals.differences,
@@ -107,21 +129,26 @@ def _free_bytes(path: str) -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def _fetching(status: ChildStatus) -> dict[str, Any] | None:
+def _fetching(status: ChildStatus, rate: Rate) -> dict[str, Any] | None:
     """How far a batch is, or the whole of a first sync; None while nothing is fetched."""
     part, whole = status.fetching, status.whole
     shown = whole or part
     if shown is None:
         return None
-    done_files, done_bytes = shown.done_files, shown.done_bytes
+    done_files, done_bytes = shown.done_files, shown.seen_bytes
     if whole is not None and part is not None:
-        done_files, done_bytes = done_files + part.done_files, done_bytes + part.done_bytes
+        done_files, done_bytes = done_files + part.done_files, done_bytes + part.seen_bytes
+    now = time.monotonic()
+    rate_bytes_s = rate.bytes_s(now)
+    left_s = max(0, shown.size - done_bytes) / rate_bytes_s if rate_bytes_s >= 1.0 else None
     return {
         "files": shown.files,
         "done_files": min(done_files, shown.files),
         "bytes": shown.size,
         "done_bytes": min(done_bytes, shown.size),
-        "for_s": round(time.monotonic() - shown.since_s, 1),
+        "for_s": round(now - shown.since_s, 1),
+        "rate_bytes_s": round(rate_bytes_s),
+        "left_s": round(left_s, 1) if left_s is not None else None,
     }
 
 
@@ -149,6 +176,7 @@ def _around(daemon: Daemon, part: Origin | Follower) -> dict[str, Any]:
                 "pushed": pusher.pushed,
                 "behind": max(0, part.offer.last - part.offer.seen.get(f"{PUSHED}{pusher.name}", (0, 0.0))[0]),
                 "error": pusher.error,
+                "held": {"what": pusher.held.what, "token": pusher.held.token} if pusher.held else None,
             }
             for pusher in daemon.pushers.get(part.name, ())
         },

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from enum import Enum
 
 from syncd.publish.guard import Objection
@@ -38,11 +39,49 @@ class Fetching:
     since_s: float
     done_files: int = 0
     done_bytes: int = 0
+    """of whole files"""
+    under_way: dict[int, int] = field(default_factory=dict)
+    """bytes of the file that a stream is at, by stream"""
 
     def took(self, files: int, size: int) -> None:
         """So much more is here."""
         self.done_files += files
         self.done_bytes += size
+
+    @property
+    def seen_bytes(self) -> int:
+        """Bytes that are here, of files that are not whole too."""
+        return self.done_bytes + sum(self.under_way.values())
+
+
+RATE_S = 20.0
+"""The rate of a transfer is that of so long."""
+
+
+class Rate:
+    """How fast bytes came lately. Times are monotonic."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque()
+        self._total = 0
+
+    def add(self, size: int, now: float) -> None:
+        """So much came up to now."""
+        if not self._marks or now - self._marks[-1][0] > RATE_S:
+            self._marks.clear()
+            self._marks.append((now - 1.0, self._total))  # it took some time, and that was not looked at
+        self._total += max(0, size)
+        if now - self._marks[-1][0] >= 0.5:
+            self._marks.append((now, self._total))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= RATE_S:
+            self._marks.popleft()
+
+    def bytes_s(self, now: float) -> float:
+        """Bytes a second; 0 when nothing came for long."""
+        if not self._marks or now - self._marks[-1][0] > RATE_S:
+            return 0.0
+        at_s, size = self._marks[0]
+        return (self._total - size) / max(0.5, now - at_s)
 
 
 @dataclass(slots=True)
@@ -53,6 +92,7 @@ class Totals:
     fetched_bytes: int = 0
     differences: int = 0
     """found by comparisons with the parent"""
+    rate: Rate = field(default_factory=Rate)
 
 
 @dataclass(frozen=True, slots=True)

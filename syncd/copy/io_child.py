@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,15 +20,17 @@ from typing import TypeVar
 from core.config_sync import Tree
 from core.errors import MessageError, NearpathError
 from core.io_log import get_logger
-from syncd.copy.child_status import Activity, ChildStatus, Fetching, Totals
-from syncd.copy.doubt import Doubt
+from syncd.copy.child_status import Activity, ChildStatus, Totals
 from syncd.copy.io_ahead import Ahead, Page
 from syncd.copy.io_copy import Copy, CopyError, Recovery
-from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom, in_parts, weight
+from syncd.copy.io_expire import Expiry
+from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom
 from syncd.copy.io_parents import Lineage
 from syncd.copy.io_reconcile import compare_with, link_changes
-from syncd.copy.unsigned import Unsigned, unsigned_tree
-from syncd.model import Change, PathError
+from syncd.copy.io_signature import Signature
+from syncd.copy.parts import weight
+from syncd.copy.unsigned import UnsignedTree
+from syncd.model import PathError
 from syncd.publish.io_publish import DiskFull
 from syncd.source.io_scrub import Scrubber, Wrong
 from syncd.store.io_ledger import Ledger
@@ -36,7 +38,6 @@ from syncd.store.io_offer import Freshness, Offer
 from syncd.store.io_signer import read_key, sign
 from syncd.store.io_store import StoreBusy
 from syncd.store.manifest import Comparison, ManifestError
-from syncd.store.signed_root import Root, verify_root
 from syncd.transfer.io_parent import Parent, ParentError
 from syncd.transfer.io_plain import PlainParent
 from syncd.transfer.wire import Batch, Behind, Cursor
@@ -51,8 +52,6 @@ FULL_AGAIN_S = 10.0
 """After a full disk is looked at again."""
 ROOT_AFTER_S = 0.5
 """The root is compared once nothing came for so long: in a burst, hashing all of it takes as long as fetching some."""
-QUIET_POLLS = 2
-"""Polls without news after which a hash that is not the signed one is taken for drift, not for a root still to come."""
 TRIM_EVERY_S = 600.0
 """How often the journal is cut to what our own children have not got yet."""
 MAX_ROUNDS = 20
@@ -83,20 +82,19 @@ class Follower:
         self.tree = tree
         self.board = Board(name, on_change)
         self.offer = Offer(store, self.freshness, self._served_path)
-        self._store = store
+        self.store = store
         self._key_file = key_file
         self._lineage = lineage
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"copy-{name}")
         self._copy: Copy | None = None
         self._task: asyncio.Task[None] | None = None
         self._known = _Knowledge()
-        self._root: Root | None = None
-        self._matched: Root | None = None
         self._accept = False
         self._nudge = asyncio.Event()
         self._look = asyncio.Event()
         self._trust = False
-        self._pinned: int | None = None
+        self.pinned: int | None = None
+        """an older version that is shown until it is released"""
         self._wish: tuple[int | None, asyncio.Future[None]] | None = None
         self._again_s = AGAIN_S
         self.current_asked_s = 0.0
@@ -105,14 +103,14 @@ class Follower:
         self._reread_due = False
         self._is_caught_up = False
         self._is_root_due = False
-        self._quiet_polls = 0
-        self._doubt = Doubt()
-        self._unsigned = Unsigned()
         self._trimmed_s = -TRIM_EVERY_S
-        self._blob = b""
+        self._signature = Signature(name, tree, self.offer, self.board)
         self.intake = Intake(name, tree, self.board, self._work, self._announce)
         self._ahead = Ahead(name, self._work, self.intake.choose_ahead, "hard-links" in tree.keep)
+        self._expiry = Expiry(name, tree, self._work, lambda: self._copy)
         self._wrong = Wrong(self.look)
+        self._unlike: set[bytes] = set()
+        """paths that have other owners, say, than at the parent"""
         self.scrubber = Scrubber(name, store, self._served_path, tree.scrub, self._wrong.add, by_inode=True)
 
     # -- life
@@ -127,10 +125,12 @@ class Follower:
             self.board.note(Activity.STOPPED, str(error))
         self._task = asyncio.create_task(self._run(), name=f"follow-{self.name}")
         self.scrubber.start()
+        self._expiry.start()
 
     async def stop(self) -> None:
         """End what is under way; what was fetched stays for the next start."""
         await asyncio.to_thread(self.scrubber.stop)
+        await self._expiry.stop()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -157,9 +157,10 @@ class Follower:
         self._accept = True
         self._nudge.set()
 
-    def verify(self) -> None:
-        """Read the disk anew, compare with the parent's listings, repair what differs."""
+    def verify(self, unlike: Iterable[bytes] = ()) -> None:
+        """Read the disk anew, compare with the parent's listings, repair what differs; `unlike`: in what no listing has."""
         self._reread_due = self._compare_due = True
+        self._unlike.update(unlike)
         self.look()
 
     def ask_now(self) -> None:
@@ -213,6 +214,11 @@ class Follower:
         return Freshness(max(0.0, lag_s), self._known.version)
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether the origin's signature, which the copy was found equal to, covers contents."""
+        return self._signature.matched is not None and self._signature.matched.sealed
+
+    @property
     def status(self) -> ChildStatus:
         """What the copy says of itself now."""
         return self.board.status
@@ -236,7 +242,7 @@ class Follower:
             return self._copy
         self.board.note(Activity.READING, "")
         copy, recovery = await self._work(self._open_copy)
-        self._pinned = await self._work(lambda: copy.pinned)
+        self.pinned = await self._work(lambda: copy.pinned)
         self.offer.announce(await self.offer.run(Ledger.last))
         size = await self._work(copy.size)
         has_content = bool((await self._work(copy.cursor)).journal)
@@ -248,7 +254,7 @@ class Follower:
 
     def _open_copy(self) -> tuple[Copy, Recovery]:
         """All in the worker: whoever gives up waiting for it, the copy is either closed again or `_copy`."""
-        copy = Copy(self.name, self.tree, self._store, accept=self._accept)
+        copy = Copy(self.name, self.tree, self.store, accept=self._accept)
         try:
             self._accept = False
             recovery = copy.recover()
@@ -310,6 +316,7 @@ class Follower:
                 wait_s = FULL_AGAIN_S
             except ManifestError as error:
                 # What this parent shows is not what the origin signed, or older than what is here: others may do better.
+                self._compare_due |= isinstance(error, UnsignedTree)
                 self.board.note(Activity.FAILED, str(error))
                 self._lineage.failed(name, self.name, str(error))
                 wait_s = 0.2 if self._other_parent(name) else self._again_s
@@ -337,9 +344,8 @@ class Follower:
         if self._trust:
             self._trust = False
             self._lineage.wake(self.name)
-            self._root = self._matched = None
             self._known = _Knowledge(self._known.current_s, 0)
-            await self.offer.run(lambda ledger: ledger.keep_root(b""))
+            await self._signature.forget()
         if self._wish is not None:
             (number, done), self._wish = self._wish, None
             try:
@@ -348,15 +354,15 @@ class Follower:
                 if not done.done():
                     done.set_exception(error)
             else:
-                self._pinned = number
+                self.pinned = number
                 self._compare_due = True
                 self._known = _Knowledge(None, 0)
                 self.board.update(root_hash="", version=0)
                 if not done.done():
                     done.set_result(None)
-        if self._pinned is not None:
+        if self.pinned is not None:
             raise Pinned(
-                f"tree {self.name} was rolled back to version {self._pinned} and stays there",
+                f"tree {self.name} was rolled back to version {self.pinned} and stays there",
                 f"`syncd rollback {self.name} --release` follows the parent again",
             )
 
@@ -391,7 +397,12 @@ class Follower:
                 return
 
     async def _follow_plain(self, copy: Copy, name: str, parent: PlainParent) -> None:
-        """Follow a server without a journal: what rsync finds different is published, every so often."""
+        """Follow a server without a journal: what rsync finds different is published, every so often.
+
+        What it cannot list there stays here as it is, and the copy is not current until it can.
+        """
+        again_s = AGAIN_S
+        await self.offer.run(lambda ledger: ledger.set_sealed(False))  # it may have had a syncd above it before
         while True:
             await self._obey(copy)
             started_s, wall_s = time.monotonic(), time.time()
@@ -400,22 +411,33 @@ class Follower:
                 await self._work(copy.read_disk)
             await self._work(copy.forget_later)
             await self._repair(copy, parent)
-            changes = await parent.differences(os.fsdecode(copy.root))
-            self.board.update(differences=len(changes), compared_wall_s=wall_s)
-            self._begin_whole(changes)
-            for part in in_parts(changes, copy.ranks.of):
+            look = await parent.differences(os.fsdecode(copy.root))
+            self.board.update(differences=len(look.changes), compared_wall_s=wall_s)
+            await self.intake.check_emptied(copy, look.changes)
+            await self.intake.begin_whole(copy, look.changes)
+            for part in self.intake.in_parts(copy, look.changes):
                 await self.intake.apply(copy, parent, part, None)
-            await self._work(lambda: copy.move_cursor(_cursor_of(parent.place)))
             self._reread_due = self._compare_due = self.intake.is_lacking = False
-            self._lineage.worked(name, self.name, 0.0)
-            if not self.status.waiting:
+            if look.unread:
+                self._lineage.failed(name, self.name, look.why)
+            else:
+                self._lineage.worked(name, self.name, 0.0)
+                await self._work(lambda: copy.move_cursor(_cursor_of(parent.place)))
+                self.board.update(has_content=True)
+            is_current = not look.unread and not self.status.waiting
+            if is_current:
                 self.current_asked_s = started_s
                 self._known = _Knowledge(started_s, int(wall_s))
-            self.board.note(Activity.RETRYING if self.status.waiting else Activity.CURRENT, "")
-            self.board.update(has_content=True, whole=None)
-            await self._sign_here()
+            await self._count(copy)
+            self.board.note(Activity.CURRENT if is_current else Activity.RETRYING, look.why)
+            self.board.update(whole=None)
+            if self.status.has_content:
+                await self._sign_here()
             due = self.intake.retries.next_due()
             rest_s = parent.every_s if due is None else min(parent.every_s, max(1.0, due - time.monotonic()))
+            # A listing that is not whole is tried again sooner, but costs that server as much as any other.
+            again_s = AGAIN_S if look.is_settled and not look.unread else again_s * 2
+            rest_s = rest_s if again_s == AGAIN_S else min(rest_s, again_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(rest_s):
                     await self._look.wait()
@@ -423,41 +445,50 @@ class Follower:
             if (chosen := self._lineage.choose(self.name)) is not None and chosen[0] != name:
                 return
 
+    async def _count(self, copy: Copy) -> None:
+        """How much the copy holds, when that changed."""
+        if self.intake.size_due:
+            self.intake.size_due = False
+            size = await self._work(copy.size)
+            self.board.update(entries=size.entries, bytes_=size.bytes)
+
     async def _repair(self, copy: Copy, parent: Parent | PlainParent) -> None:
         """Fetch anew what the scrub found to be wrong; compared by content, since the parent has the same size and time."""
+        if unlike := frozenset(self._unlike):
+            for part in self.intake.in_parts(copy, await self._work(lambda: copy.as_indexed(unlike))):
+                await self.intake.apply(copy, parent, part, None)
+            self._unlike -= unlike
         if not (wrong := frozenset(self._wrong.paths)):
             return
         changes = await self._work(lambda: copy.as_recorded(wrong))
-        for part in in_parts(changes, copy.ranks.of):
+        for part in self.intake.in_parts(copy, changes):
             await self.intake.apply(copy, parent, part, None)
         self._wrong.paths -= wrong
 
     async def _sign_here(self) -> None:
         """Nobody above signs a tree of a plain server: for our own children, its origin is here."""
         seed = await asyncio.to_thread(read_key, self._key_file)
-        root = await self.offer.run(lambda ledger: sign(ledger, self.name, seed, self._matched))
-        self._matched = root
+        root = await self.offer.run(lambda ledger: sign(ledger, self.name, seed, self._signature.matched))
+        self._signature.matched = root
         self.board.update(root_hash=root.root_hash.hex(), version=root.version)
 
     async def _take(self, copy: Copy, parent: Parent, answer: Batch, page: Page) -> None:
         """Publish what the journal told; note how fresh the copy is then."""
         asked_s = page.asked_s
         if answer.changes or self.intake.is_retry_due():
-            self._quiet_polls = 0
+            self._signature.news()
             await self.intake.apply(copy, parent, answer.changes, answer.cursor, page.staged)
         elif answer.cursor != await self._work(copy.cursor):
             await self._work(lambda: copy.move_cursor(answer.cursor))
-        if self.intake.size_due and not answer.changes:
+        if not answer.changes:
             # Counting takes 50 ms for a million entries: not after every change.
-            self.intake.size_due = False
-            size = await self._work(copy.size)
-            self.board.update(entries=size.entries, bytes_=size.bytes)
+            await self._count(copy)
         behind = max(0, answer.last - answer.cursor.sequence)
         self._is_caught_up = not behind
         self.board.update(behind=behind)
         if behind:
             return
-        if not self.status.waiting and self._unsigned.since_s is None:
+        if not self.status.waiting and not self._signature.is_missing:
             # With changes, what came while they were published is in the next answer: current as of the question.
             self.current_asked_s = asked_s
             received_s = asked_s if answer.changes else time.monotonic()
@@ -499,51 +530,14 @@ class Follower:
     # -- the signed root
 
     async def _check_root(self, parent: Parent, quiet: bool, lag_s: float) -> None:
-        """Compare hashes with the parent's signed root; twice unequal while nothing changes: something drifted."""
-        root = await self._signed_root(parent)
-        mine, _ = await self.offer.run(Ledger.root_hash)
-        is_equal = mine == root.root_hash
-        if is_equal:
-            self._quiet_polls = 0
-            await self._match(root)
-        if quiet and self._seems_drifted(is_equal):
+        """Compare hashes with the parent's signed root; what drifted is found by a comparison after this."""
+        root, has_drifted = await self._signature.check(parent, quiet, lag_s, self.intake.retries.most_tries())
+        if root is not None and await self._signature.keep(root):
+            self._known.version = max(self._known.version, root.version)
+            self.board.on_change()
+        if has_drifted:
             _log.warning("drift_found", tree=self.name, doing="comparing; only what differs is fetched")
             self._compare_due = True
-            if not is_equal and self._unsigned.compared(time.monotonic(), self.status.differences, lag_s):
-                raise unsigned_tree(self.name, parent.url)
-
-    def _seems_drifted(self, is_equal: bool) -> bool:
-        if self.status.waiting:
-            return self._doubt.arises(self.intake.retries.most_tries(), time.monotonic())
-        if is_equal:
-            return False
-        self._quiet_polls = (self._quiet_polls + 1) % QUIET_POLLS
-        return self._quiet_polls == 0
-
-    async def _signed_root(self, parent: Parent) -> Root:
-        blob = await parent.root(self.name)
-        last = self._root
-        if last is None and (kept := await self.offer.run(Ledger.kept_root)):
-            with suppress(ManifestError):
-                last = verify_root(kept, self._public_key(), self.name, None)
-                self._matched = last
-        root = verify_root(blob, self._public_key(), self.name, last)
-        self._root, self._blob = root, blob
-        return root
-
-    async def _match(self, root: Root) -> None:
-        """The copy is what the origin signed: our children may be told so."""
-        self._unsigned.since_s = None
-        if self._matched != root or self.status.root_hash != root.root_hash.hex():
-            blob = self._blob
-            await self.offer.run(lambda ledger: ledger.keep_root(blob))
-            self._matched = root
-            self._known.version = max(self._known.version, root.version)
-            self.board.update(root_hash=root.root_hash.hex(), version=root.version)
-            self.board.on_change()
-
-    def _public_key(self) -> bytes:
-        return bytes.fromhex(self.tree.public_key or "")
 
     async def _compare(self, copy: Copy, parent: Parent, cursor: Cursor | None) -> None:
         """Bring the copy to what the parent has by comparing listings; then go on from `cursor`.
@@ -554,9 +548,13 @@ class Follower:
         await self._ahead.drop()
         self.intake.is_lacking = self._is_caught_up = False
         self.board.note(Activity.COMPARING, "")
-        if self._root is not None or await self.offer.run(Ledger.kept_root) != b"":
+        try:
             # ManifestError before anything is touched: nobody brings back an older tree than was here already.
-            await self._signed_root(parent)
+            await self._signature.ask(parent)
+        except ParentError:
+            if await self._signature.was_told():
+                raise
+            # A parent that has no root yet itself: a first sync begins all the same.
         if self._reread_due:
             await self._work(copy.read_disk)
             self._reread_due = False
@@ -565,10 +563,10 @@ class Follower:
             found = await self.compare_with(parent)
             self.board.update(differences=len(found.changes), compared_wall_s=time.time())
             self.board.totals.differences += len(found.changes)
-            self._begin_whole(found.changes)
+            await self.intake.begin_whole(copy, found.changes)
             if found.changes:
                 _log.info("differences_found", tree=self.name, changes=len(found.changes), moved=len(found.moved))
-            for part in in_parts(found.changes, copy.ranks.of):
+            for part in self.intake.in_parts(copy, found.changes):
                 await self.intake.apply(copy, parent, part, None)
                 if self.status.whole is not None:
                     self.status.whole.took(*weight(part))
@@ -577,7 +575,7 @@ class Follower:
                 break
         if "hard-links" in self.tree.keep:
             groups = await parent.links(self.name)
-            for part in in_parts(await self._work(lambda: link_changes(copy, groups)), copy.ranks.of):
+            for part in self.intake.in_parts(copy, await self._work(lambda: link_changes(copy, groups))):
                 await self.intake.apply(copy, parent, part, None)
         self.board.update(whole=None)
         if cursor is not None:
@@ -585,10 +583,6 @@ class Follower:
             await self._work(lambda: copy.move_cursor(kept))
         self.board.update(has_content=True)
         self._compare_due = False
-
-    def _begin_whole(self, changes: Sequence[Change]) -> None:
-        """How far a first sync, or a repair, is: parts of it are fetched one after the other."""
-        self.board.update(whole=Fetching(*weight(changes), time.monotonic()) if changes else None)
 
     async def compare_with(self, parent: Parent) -> Comparison:
         """What must change here to be what the parent has now."""

@@ -19,30 +19,28 @@ from pathlib import Path
 from core.config_sync import Tree
 from core.errors import NearpathError
 from core.io_config_sync import work_directory
-from syncd.copy.io_record import brought, record_upserts
+from syncd.copy.io_prove import announced
+from syncd.copy.io_record import REFUSED, Record, brought
 from syncd.copy.note import Note, decode_changes, decode_note, encode_changes, encode_note
-from syncd.model import UNTOLD, Change, Entry, Op
+from syncd.model import Change, Entry, Op
 from syncd.publish import io_publish, io_version
 from syncd.publish.guard import Space
+from syncd.publish.io_attributes import Kept
 from syncd.publish.io_below import remove_all
 from syncd.publish.io_publish import DiskFull, Layout
 from syncd.publish.io_version import Versions
 from syncd.publish.plan import Plan, make_plan
 from syncd.publish.steps import Intent, PublishError, Ranks, Step, touched
 from syncd.source.io_compare import Comparer, Depth
-from syncd.source.io_scan import Disk, Gone, Trouble
+from syncd.source.io_scan import Disk
 from syncd.source.row import Row, Written, to_entry
 from syncd.store.io_index import Index, Size
 from syncd.store.io_journal import Draft, Journal
-from syncd.store.io_store import close_store, fact, hold_directory, open_store, set_fact, transaction
+from syncd.store.io_store import SEALED, close_store, fact, hold_directory, open_store, set_fact, transaction
 from syncd.transfer.wire import Cursor
 
 _LOOK_SLICE = 2_000
 """Directories walked in one transaction when the disk is read anew."""
-
-
-REFUSED = -1
-"""As the device of a row: the index has it, since the origin has, but it is not published."""
 
 
 MAX_REFUSED = 100
@@ -77,7 +75,8 @@ class Copy:
         self.ranks = Ranks(tree.indexes)
         self._path = os.fsencode(tree.path)
         self._work = os.fsencode(work_directory(tree))
-        self._versions = Versions(self._path, self._path + b".versions", self._work)
+        self._kept = Kept("xattrs" in tree.keep, "acls" in tree.keep, "owners" in tree.keep)
+        self._versions = Versions(self._path, self._path + b".versions", self._work, self._kept)
         self._is_atomic = tree.mode == "atomic"
         self._lock = self._work_lock = -1
         self._db = open_store(store)
@@ -119,7 +118,7 @@ class Copy:
     @property
     def layout(self) -> Layout:
         """Where steps are done in mode live, and files staged in both."""
-        return Layout(self.root, self._work)
+        return Layout(self.root, self._work, self._kept)
 
     def cursor(self) -> Cursor:
         """How far the parent's journal is published here."""
@@ -146,18 +145,64 @@ class Copy:
         free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
         return Space(free, total, found.f_favail, found.f_files)
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the origin signs contents: then each file comes with its digest."""
+        return bool(fact(self._db, SEALED))
+
+    def unread(self, changes: Iterable[Change]) -> list[tuple[bytes, Row]]:
+        """(path, row) of files that are here as they were announced, as far as is known without reading them."""
+        found: list[tuple[bytes, Row]] = []
+        for path, entry in announced(changes).items():
+            child = self.index.get(path)
+            if child is not None and child.digest is None and child.row.device != REFUSED:
+                row = child.row
+                if stat.S_ISREG(row.mode) and (row.size, row.mtime_ns) == (entry.size, entry.mtime_ns):
+                    found.append((path, row))
+        return found
+
+    def keep_digests(self, read: Iterable[tuple[bytes, Row, bytes]]) -> None:
+        """What was read of contents that are here, and are indexed with these rows."""
+        with self._indexing():
+            for path, row, digest in read:
+                self.index.set_digest(path, row, digest)
+            self._note_quiet_look()
+
     def plan(self, changes: Iterable[Change]) -> Plan:
         """The plan of changes on what is published now."""
-        return make_plan(changes, _Have(self.index), self.ranks)
+        return make_plan(changes, _Have(self.index), self.ranks, bool(self._kept))
 
     def as_recorded(self, paths: Iterable[bytes]) -> tuple[Change, ...]:
-        """Changes that bring files to what the index says they are: their contents are fetched anew."""
+        """Changes that bring files to what the index says they are: their contents are fetched anew.
+
+        With the digests that the origin signed; what was read here first may have been wrong already. Either is forgotten:
+        it says nothing of what lies there.
+        """
+        is_sealed = self.is_sealed
         found = [(path, self.index.get(path)) for path in sorted(paths)]
-        return tuple(
-            Change(0, Op.UPSERT, path, to_entry(path, child.row))
+        changes = tuple(
+            Change(0, Op.UPSERT, path, to_entry(path, child.row, child.digest if is_sealed else None))
             for path, child in found
             if child is not None and stat.S_ISREG(child.row.mode)
         )
+        with self._indexing():
+            for change in changes:
+                self.index.forget_digest(change.path)
+            self._note_quiet_look()
+        return changes
+
+    def as_indexed(self, paths: Iterable[bytes]) -> tuple[Change, ...]:
+        """Changes that bring whatever lies at these paths once more, as the index has it: for what no entry tells of."""
+        found = [(path, self.index.get(path)) for path in sorted(paths)]
+        return tuple(
+            Change(0, Op.UPSERT, path, to_entry(path, child.row, child.digest))
+            for path, child in found
+            if child is not None and child.row.device != REFUSED
+        )
+
+    def indexed(self) -> list[bytes]:
+        """Every path that is published."""
+        return [entry.path for entry in self.index.entries() if entry.inode[0] != REFUSED]
 
     def refused(self) -> tuple[tuple[bytes, str], ...]:
         """(path, why) of what the origin has and is not published here: the first of them."""
@@ -170,7 +215,7 @@ class Copy:
         return frozenset(path for path, child in found if child is not None and child.row.device == REFUSED)
 
     def clear_stage(self) -> None:
-        """Drop what was fetched for another batch."""
+        """Drop all that was fetched."""
         io_publish.clear_stage(self.layout)
 
     def clear_ahead(self) -> bytes:
@@ -286,7 +331,7 @@ class Copy:
                             break
                         comparer.walk(*stack.pop())
                         stack.extend(comparer.take_walks())
-                    set_fact(self._db, "quiet_looks", int(fact(self._db, "quiet_looks") or 0) + 1)
+                    self._note_quiet_look()
                 stack.extend(comparer.take_walks())
         finally:
             disk.close()
@@ -324,7 +369,7 @@ class Copy:
     def _record(self, note: Note, intent: Intent, known: Mapping[bytes, Row] = _NOTHING) -> None:
         with self._indexing():
             # With a part held back the disk is not what the changes say: it is asked what it is.
-            drafts = self._look(touched(intent.steps)) if note.later else self._play(note, known)
+            drafts = self._look(touched(intent.steps), note.changes) if note.later else self._play(note, known)
             self.journal.append(drafts, time.time())
             set_fact(self._db, "later", encode_changes(note.later))
             set_fact(self._db, "published", intent.number)
@@ -335,88 +380,11 @@ class Copy:
 
     def _play(self, note: Note, known: Mapping[bytes, Row]) -> list[Draft]:
         """Bring the index to where the changes bring the tree; the drafts of the same for our children."""
-        drafts: list[Draft] = []
         disk = Disk(self.root)
-        refused = frozenset(note.refused)
         try:
-            if not refused and all(change.op is Op.UPSERT and not change.source for change in note.changes):
-                paths = dict.fromkeys(change.path for change in note.changes)
-                found = record_upserts(self.index, disk, list(paths), known)
-                if found is not None:
-                    return found
-            for change in note.changes:
-                if change.op is Op.DELETE:
-                    if self.index.remove(change.path):
-                        drafts.append(Draft(Op.DELETE, change.path))
-                elif change.op is Op.RENAME:
-                    self._play_rename(change, drafts, disk)
-                elif change.path in refused and change.entry is not None:
-                    self._put_refused(change.path, change.entry.target, change.entry.mtime_ns, drafts, disk)
-                else:
-                    self._play_upsert(change.path, drafts, disk, change.source)
-            for path in note.refused:
-                old = self.index.get(path)
-                if old is not None and old.row.device != REFUSED:
-                    self.index.put(path, old.row._replace(device=REFUSED))
+            return Record(self.index, disk, note.changes).play(frozenset(note.refused), known)
         finally:
             disk.close()
-        return drafts
-
-    def _play_rename(self, change: Change, drafts: list[Draft], disk: Disk) -> None:
-        old = self.index.get(change.source)
-        if old is None or change.entry is None or old.row.device == REFUSED:
-            self.index.remove(change.source)
-            self._play_upsert(change.path, drafts, disk)
-            return
-        self._make_above(change.path, drafts, disk)
-        self.index.move(change.source, change.path)
-        row = old.row._replace(mode=stat.S_IFMT(old.row.mode) | change.entry.mode)
-        if row.is_directory:
-            row = row._replace(mtime_ns=change.entry.mtime_ns)
-        self.index.put(change.path, row)
-        drafts.append(Draft(Op.RENAME, change.path, row, change.source))
-
-    def _play_upsert(self, path: bytes, drafts: list[Draft], disk: Disk, link_of: bytes = b"") -> None:
-        row = _look(disk, path)
-        if row is None:
-            return
-        self._make_way(path, row, drafts)
-        self._make_above(path, drafts, disk)
-        self.index.put(path, row)
-        first = _look(disk, link_of) if link_of else None
-        is_link = first is not None and first.inode == row.inode
-        drafts.append(Draft(Op.UPSERT, path, row, link_of if is_link else b""))
-
-    def _make_way(self, path: bytes, row: Row, drafts: list[Draft]) -> None:
-        """Forget what is of another kind at `path`; told to our children too, who may have taken something below it."""
-        old = self.index.get(path)
-        if old is not None and old.row.is_directory != row.is_directory:
-            self.index.remove(path)
-            drafts.append(Draft(Op.DELETE, path))
-
-    def _put_refused(self, path: bytes, target: bytes, mtime_ns: int, drafts: list[Draft], disk: Disk) -> None:
-        """Index a symlink that is not published: so the hash is the origin's, and our children decide for themselves."""
-        row = Row(stat.S_IFLNK | 0o777, 0, mtime_ns, 0, REFUSED, 0, target)
-        self._make_way(path, row, drafts)
-        self._make_above(path, drafts, disk)
-        self.index.put(path, row)
-        drafts.append(Draft(Op.UPSERT, path, row))
-
-    def _make_above(self, path: bytes, drafts: list[Draft], disk: Disk) -> None:
-        """Index the directories above `path` that are not yet: a change of theirs comes later, or never came."""
-        above = path.rpartition(b"/")[0]
-        if self.index.number(above) is not None:
-            return
-        if above:
-            self._make_above(above, drafts, disk)
-        row = _look(disk, above)
-        if row is None or not row.is_directory:
-            # The disk is as after the last of the changes: what is a directory now may be gone, or a file, by then.
-            row = Row(stat.S_IFDIR | 0o755, 0, UNTOLD, 0, 0, 0, b"")
-        self._make_way(above, row, drafts)
-        self.index.put(above, row)
-        if above:
-            drafts.append(Draft(Op.UPSERT, above, row))
 
     def _look_again(self, paths: Sequence[bytes]) -> int:
         with self._indexing():
@@ -424,19 +392,20 @@ class Copy:
             self.journal.append(drafts, time.time())
         return len(paths)
 
-    def _look(self, paths: Sequence[bytes]) -> list[Draft]:
-        """Index what is at these paths, and below directories that are new; the drafts of what was different."""
+    def _look(self, paths: Sequence[bytes], changes: Sequence[Change] = ()) -> list[Draft]:
+        """Index what is at these paths, and below directories that are new; the drafts of what was different.
+
+        `changes`: what brought it there.
+        """
         disk = Disk(self.root)
         try:
-            comparer = Comparer(disk, self.index)
-            comparer.check([(path, False) for path in paths])
-            while walks := comparer.take_walks():
-                for path, depth in walks:
-                    comparer.walk(path, depth)
-            comparer.settle_losses()
-            return comparer.take().drafts
+            return Record(self.index, disk, changes).look(paths)
         finally:
             disk.close()
+
+    def _note_quiet_look(self) -> None:
+        """The index changes without a word in the journal: hashes that were made of it say nothing any more."""
+        set_fact(self._db, "quiet_looks", int(fact(self._db, "quiet_looks") or 0) + 1)
 
     def _set_cursor(self, cursor: Cursor) -> None:
         set_fact(self._db, "parent_journal", cursor.journal)
@@ -480,7 +449,7 @@ class Copy:
                 # Nothing is current any more: it is compared with the parent's before anyone is sent here.
                 self._set_cursor(Cursor())
                 set_fact(self._db, "later", encode_changes(()))
-                set_fact(self._db, "quiet_looks", int(fact(self._db, "quiet_looks") or 0) + 1)
+                self._note_quiet_look()
         with transaction(self._db):
             set_fact(self._db, "root_inode", inode)
 
@@ -512,7 +481,7 @@ class Copy:
 
 
 class _Have:
-    """The index as a plan asks it. Digests are of contents that were read here once: they prove nothing of a transfer."""
+    """The index as a plan asks it, with digests of contents as they came, or were read here once."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -520,17 +489,10 @@ class _Have:
     def get(self, path: bytes) -> Entry | None:
         """The entry at `path`."""
         child = self._index.get(path)
-        return to_entry(path, child.row) if child is not None and child.row.device != REFUSED else None
+        return to_entry(path, child.row, child.digest) if child is not None and child.row.device != REFUSED else None
 
     def below(self, path: bytes) -> Iterator[Entry]:
         """All entries below `path`."""
         entries = self._index.entries(path)
         next(entries, None)
         return (entry for entry in entries if entry.inode[0] != REFUSED)
-
-
-def _look(disk: Disk, path: bytes) -> Row | None:
-    try:
-        return disk.look(path)
-    except (Gone, Trouble):
-        return None

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from core.config_sync import Tree
 from core.errors import NearpathError
 from core.io_log import get_logger
 from syncd.copy.child_status import Activity, ChildStatus, Fetching, Totals
 from syncd.copy.io_ahead import MAX_BYTES
+from syncd.copy.io_bring import Bringer, Supplier
 from syncd.copy.io_copy import Copy
+from syncd.copy.io_prove import read_here, undigested
 from syncd.copy.note import Note
+from syncd.copy.parts import PART_BYTES, in_parts, weight
+from syncd.copy.unsigned import WrongContents, wrong_content
 from syncd.io_hooks import run_hook
 from syncd.model import Change, Entry, Kind, Op
 from syncd.publish.guard import DeleteLimits, Objection, RecentDeletes, Reserve, check_deletes, check_space
-from syncd.publish.io_publish import DiskFull
+from syncd.publish.io_leftovers import WORTH_BYTES, renew_stage
+from syncd.publish.io_publish import clear_attributes
 from syncd.publish.plan import Fetch, Plan
 from syncd.publish.steps import Do, hold_back
 from syncd.source.row import Written
 from syncd.store.coalesce import coalesce
-from syncd.transfer.io_parent import ParentError, ParentRefuses
-from syncd.transfer.io_rsync import pull_all
-from syncd.transfer.rsync import Arrived, Options, Progress, Result, Transport, Verdict
+from syncd.transfer.io_parent import ParentError
+from syncd.transfer.io_rsync import find_unlike, pull_attributes
+from syncd.transfer.rsync import Verdict
 from syncd.transfer.small import divide
-from syncd.transfer.streams import Retries, Window, limit_at, split
+from syncd.transfer.streams import Retries
 from syncd.transfer.wire import Cursor
 
 T = TypeVar("T")
 
-PART = 10_000
-"""Changes published at once when a whole tree is brought up to another: progress is kept, and memory stays bounded."""
+VERSIONS = 16
+"""In so many parts of about the same size a first sync in mode atomic is published."""
+
+MAX_BARE = 1_000
+"""Paths whose attributes cannot be kept, with the reason: who has more sees the same in the first of them."""
 
 _log = get_logger("intake")
 
@@ -56,26 +64,6 @@ class NoRoom(NearpathError):
     """The disk has no room for the batch."""
 
 
-class Supplier(Protocol):
-    """Where the contents of files come from."""
-
-    has_files: bool
-    """whether small files may be asked for with `files`"""
-
-    async def files(
-        self,
-        tree: str,
-        entries: Sequence[Entry],
-        stage: bytes,
-        hard_links: bool = True,
-        written: Written | None = None,
-    ) -> dict[bytes, str]:
-        """Bring small files into the directory `stage`; those that did not come, with the reason."""
-
-    def connector(self, tree: str) -> Transport:
-        """How rsync reaches the tree."""
-
-
 class Board:
     """What a copy says of itself now; `on_change` is called when it may be worth a stamp."""
 
@@ -92,7 +80,7 @@ class Board:
     def note(self, activity: Activity, why: str, held: Objection | None = None) -> None:
         """What the copy does now, or waits for."""
         changed = (self.status.activity, self.status.why) != (activity, why)
-        self.update(activity=activity, why=why, held=held, fetching=None)
+        self.update(activity=activity, why=why, held=held, fetching=None, whole=None)
         if changed:
             if why:
                 _log.warning("tree_waits", tree=self._tree, state=activity.value, why=why)
@@ -115,11 +103,17 @@ class Intake:
         self.board = board
         self.retries = Retries()
         self.totals = board.totals
+        self._bringer = Bringer(name, tree, board.totals.rate)
         self.approved = ""
         self.size_due = False
         """the number of entries is to be counted when there is time"""
         self.is_lacking = False
         """directories came from where nothing is known here: only a comparison can tell what is in them"""
+        self._bare: dict[bytes, str] = {}
+        """directories and symlinks that lack attributes, and why"""
+        self._wrong = WrongContents()
+        self._liar: bytes | None = None
+        """a path that the parent sent wrong once too often"""
         self._work = work
         self._published_at_all = published
         self._rng = random.Random()
@@ -133,10 +127,31 @@ class Intake:
         due = self.retries.next_due()
         return due is not None and due <= time.monotonic()
 
+    def in_parts(self, copy: Copy, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
+        """`parts.in_parts` of what a comparison found: a version that clients see is not made of some large files first."""
+        part_bytes: int | None = PART_BYTES
+        if self.tree.mode == "atomic":
+            # Each part is a version, which costs a link for each file of the tree.
+            part_bytes = None if self.board.status.has_content else max(PART_BYTES, weight(changes)[1] // VERSIONS)
+        return in_parts(changes, copy.ranks.of, part_bytes)
+
+    async def begin_whole(self, copy: Copy, changes: Sequence[Change]) -> None:
+        """Say how far a first sync, or a repair, is: parts of it are fetched one after the other.
+
+        In a first sync what is here already counts too: it may have been begun more than once.
+        """
+        whole = Fetching(*weight(changes), time.monotonic()) if changes else None
+        if whole is not None and not self.board.status.has_content:
+            size = await self._work(copy.size)
+            files = size.entries - size.directories
+            whole.files, whole.size = whole.files + files, whole.size + size.bytes
+            whole.took(files, size.bytes)
+        self.board.update(whole=whole)
+
     async def choose_ahead(self, copy: Copy, changes: Sequence[Change]) -> list[Entry]:
         """Files that may be brought before their changes are planned: small payload, a moderate lot of it, where there is
-        room, and nothing slows it down on purpose."""
-        if self.tree.mode == "atomic" or self.tree.bandwidth:
+        room, and nothing slows it down on purpose. Not while something waits: what is staged of it would go for them."""
+        if self.tree.mode == "atomic" or self.tree.bandwidth or self.board.status.waiting:
             return []
         entries = [
             change.entry
@@ -147,7 +162,7 @@ class Intake:
             and not change.source
             and not copy.ranks.of(change.path)
         ]
-        small, _ = divide([Fetch(entry) for entry in entries], self._options(copy))
+        small, _ = divide([Fetch(entry) for entry in entries], self._bringer.options(copy))
         size = sum(fetch.entry.size for fetch in small)
         if size > MAX_BYTES or self._full(copy, size, len(small)) is not None:
             return []
@@ -169,24 +184,35 @@ class Intake:
         later, kept = await self._work(lambda: (copy.later(), copy.recent_deletes()))
         recent = RecentDeletes(kept=kept)
         # In the form of a journal's page again: what waited may have been renamed or deleted meanwhile.
-        every = tuple(coalesce((*later, *changes))) if later else tuple(changes)
+        has_digests = any(change.entry is not None and change.entry.digest is not None for change in changes)
+        is_usual = not later and (not has_digests or are_in_order(changes))
+        every = tuple(changes) if is_usual else tuple(coalesce((*later, *changes)))
+        if has_digests:
+            await self._read_here(copy, every)
         plan = await self._work(lambda: copy.plan(every))
         if plan.deleted_entries > self.tree.deletes.floor:
             self.board.update(entries=(await self._work(copy.size)).entries)
         self._guard(copy, plan, recent.count(time.time()))
+        staged: Written = ahead if ahead is not None and is_usual else {}
+        left = frozenset[bytes]() if staged else await self._work(lambda: renew_stage_of(copy, plan))
+        await self._make_room(copy, plan, left, staged)
         if plan.lacking:
             # Directories moved there from where nothing is known here: the comparison after this brings what is in them.
             self.is_lacking = True
             _log.info("directory_unknown", tree=self.name, path=os.fsdecode(plan.lacking[0]))
         for change in changes:
+            self._forget_bare(change)
             self.retries.forget(change.path)  # there is news of it: what was wrong with it before says nothing
         await self._hook("before", plan)
-        staged: Written = {} if ahead is None or later else ahead
-        if not staged:
-            await self._work(copy.clear_stage)
         failed = await self._fetch(copy, parent, plan, now, staged)
-        failed |= await self._work(lambda: copy.check_staged(plan.steps, staged))
+        failed = (
+            await self._work(lambda: copy.check_staged(plan.steps, staged)) | failed
+        )  # who tried it knows better why
+        await self._bring_attributes(copy, parent, plan)
         steps, waiting = hold_back(plan.steps, failed, copy.ranks)
+        liar, self._liar = self._liar, None
+        if liar is not None and self.tree.mode == "atomic":
+            raise wrong_content(self.name, parent.where, liar)
         if waiting and self.tree.mode == "atomic":
             raise Incomplete(
                 f"{len(failed):,} files did not come, such as {_some(failed)}", "a version is whole or not: tried again"
@@ -208,7 +234,7 @@ class Intake:
             refused = {path: why for path, why in refused.items() if path in still}
         self.board.update(
             waiting=len(waiting),
-            troubles=tuple((os.fsdecode(t.path), t.why, t.tries) for t in self.retries.troubles()[:20]),
+            troubles=self._troubles(),
             refused_paths=tuple(list(refused.items())[:100]),
             refused=len(refused),
             published=self.board.status.published + len(steps),
@@ -218,6 +244,32 @@ class Intake:
             await self._hook("after", plan)
         await self._work(copy.tidy)
         self.size_due = True
+        if liar is not None:
+            raise wrong_content(self.name, parent.where, liar)
+
+    async def _read_here(self, copy: Copy, changes: Sequence[Change]) -> None:
+        """Files that are announced with a digest, and lie here already but were never read: they need not be fetched."""
+        unread = await self._work(lambda: copy.unread(changes))
+        if unread:
+            self.board.update(activity=Activity.COMPARING)
+            root = copy.root
+            read = await asyncio.to_thread(read_here, root, unread)
+            await self._work(lambda: copy.keep_digests(read))
+
+    async def check_emptied(self, copy: Copy, changes: Sequence[Change]) -> None:
+        """Held when changes of a comparison leave nothing of the tree, however small it is: a disk that is not mounted
+        there looks just so, and a plain server does not know that it should be."""
+        if any(change.op is not Op.DELETE for change in changes if change.path) or not any(c.path for c in changes):
+            return
+        plan = await self._work(lambda: copy.plan(changes))
+        entries = (await self._work(copy.size)).entries
+        if plan.deleted_entries < entries - 1:  # the root itself is counted
+            return
+        none = DeleteLimits(0, 0.0, 0)
+        gone = (*plan.deletes, *plan.emptied)
+        objection = check_deletes(self.name, gone, plan.deleted_entries, entries, none, self.approved)
+        if objection is not None:
+            raise Held(objection)
 
     def _guard(self, copy: Copy, plan: Plan, recent: int) -> None:
         limits = self.tree.deletes
@@ -232,8 +284,20 @@ class Intake:
         )
         if objection is not None:
             raise Held(objection)
-        full = self._full(copy, plan.fetch_bytes, len(plan.payload) + len(plan.indexes))
-        if full is not None:
+
+    async def _make_room(self, copy: Copy, plan: Plan, left: frozenset[bytes], staged: Written) -> None:
+        """NoRoom unless there is room, without what nobody wants: versions whose time is over, what an earlier try left."""
+        fetches = (*plan.payload, *plan.indexes)
+        size = sum(fetch.entry.size for fetch in fetches if fetch.entry.path not in left)
+        if self._full(copy, size, len(fetches)) is None:
+            return
+        await self._work(copy.tidy)
+        if self._full(copy, size, len(fetches)) is None:
+            return
+        if not staged:
+            # What is cut and gone on from takes its place twice, for a while.
+            await self._work(copy.clear_stage)
+        if (full := self._full(copy, plan.fetch_bytes, len(fetches))) is not None:
             raise NoRoom(full.what, full.fix)
 
     def _full(self, copy: Copy, size: int, files: int) -> Objection | None:
@@ -246,6 +310,7 @@ class Intake:
         Indexes first: one is taken only as it was announced, so what it names is in this batch or was before; and at an
         origin that never rests, one that was fetched after all the payload would mostly be another by then.
         """
+        is_sealed = await self._work(lambda: copy.is_sealed)
         due = frozenset(self.retries.due(now))
         resting = {t.path: t.why for t in self.retries.troubles() if t.path not in due}
         failed: dict[bytes, str] = {}
@@ -257,68 +322,60 @@ class Intake:
                 here = [fetch.entry for fetch in fetches if fetch.entry.path in staged]
                 fetching.took(len(here), sum(entry.size for entry in here))
                 wanted = [f for f in fetches if f.entry.path not in resting and f.entry.path not in staged]
+                if is_sealed and (unsaid := undigested(f.entry for f in fetches)):
+                    failed |= unsaid
+                    wanted = [f for f in wanted if f.entry.path not in unsaid]
                 failed |= {f.entry.path: resting[f.entry.path] for f in fetches if f.entry.path in resting}
                 if wanted:
-                    failed |= await self._bring(copy, parent, wanted, fetching, staged)
+                    came_not = await self._bringer.bring(copy, parent, wanted, fetching, staged)
+                    self._liar = self._wrong.judge(came_not) or self._liar
+                    failed |= came_not
         finally:
             self.totals.fetched_files += fetching.done_files
             self.totals.fetched_bytes += fetching.done_bytes
         return failed
 
-    async def _bring(
-        self, copy: Copy, parent: Supplier, fetches: Sequence[Fetch], fetching: Fetching, staged: Written
-    ) -> dict[bytes, str]:
-        options = self._options(copy)
-        small, large = divide(fetches, options) if parent.has_files else ([], list(fetches))
-        failed: dict[bytes, str] = {}
-        if small:
-            entries = [fetch.entry for fetch in small]
-            try:
-                failed |= await parent.files(self.name, entries, copy.layout.stage, options.hard_links, staged)
-                fetching.took(len(small), sum(entry.size for entry in entries))
-            except ParentRefuses:
-                raise
-            except ParentError as error:
-                # An older parent, or one that serves under another user: rsync can do it all the same.
-                _log.info("files_by_rsync", tree=self.name, why=str(error))
-                large = list(fetches)
-                for fetch in large:
-                    staged.pop(fetch.entry.path, None)
-        if not large:
-            return failed
-
-        def watch(what: Arrived | Progress) -> None:
-            if isinstance(what, Arrived):
-                fetching.took(1, what.size)
-
-        stage, batches = os.fsdecode(copy.layout.stage), split(large, self.tree.streams)
-        results = await pull_all(parent.connector(self.name), options, stage, batches, watch, self.tree.streams)
-        for result in results:
-            failed |= self._judge(result)
-        return failed
-
-    def _options(self, copy: Copy) -> Options:
-        keep = self.tree.keep
-        return Options(
-            hard_links="hard-links" in keep,
-            sparse="sparse" in keep,
-            xattrs="xattrs" in keep,
-            acls="acls" in keep,
-            owners="owners" in keep,
-            compress=self.tree.compress,
-            basis=os.fsdecode(copy.root),
-            partial=copy.partial,
-            limit_bytes_s=self._limit(),
-        )
-
-    def _judge(self, result: Result) -> dict[bytes, str]:
-        if result.verdict is Verdict.LOCAL:
-            raise DiskFull(f"{self.tree.path}: {result.text}", "make space; syncd goes on by itself")
-        if result.verdict is Verdict.FATAL:
-            raise NearpathError(f"rsync of tree {self.name}: {result.text}", "see both nodes' rsync and configuration")
-        if result.verdict is Verdict.AGAIN and not result.arrived:
+    async def _bring_attributes(self, copy: Copy, parent: Supplier, plan: Plan) -> None:
+        """Have at hand what directories and symlinks are given besides mode and time; what cannot be had is named."""
+        if not copy.layout.kept:
+            return
+        paths = sorted({step.path for step in plan.steps if step.do in (Do.MAKE, Do.SYMLINK, Do.ATTR)})
+        for path in paths:
+            self._bare.pop(path, None)
+        layout = copy.layout
+        await self._work(lambda: clear_attributes(layout))
+        if not paths:
+            return
+        room = os.fsdecode(layout.attributes)
+        result = await pull_attributes(parent.connector(self.name), self._bringer.options(copy), room, paths)
+        if result.verdict is Verdict.AGAIN:
             raise ParentError(f"rsync of tree {self.name}: {result.text}", "tried again")
-        return result.failed | dict.fromkeys(result.vanished, "it vanished at the parent")
+        failed = self._bringer.judge(result)
+        for path in failed.keys() - result.vanished:  # what vanished is told of in the next batch
+            if len(self._bare) < MAX_BARE:
+                self._bare[path.removeprefix(b"./")] = f"its attributes cannot be kept: {failed[path]}"
+            _log.warning("attributes_failed", tree=self.name, path=os.fsdecode(path), why=failed[path])
+
+    async def find_unlike(self, copy: Copy, parent: Supplier, paths: Sequence[bytes]) -> list[tuple[bytes, str]]:
+        """Those of `paths` that have other attributes at the parent than here, and which."""
+        where = parent.connector(self.name)
+        result, found = await find_unlike(where, self._bringer.options(copy), os.fsdecode(copy.root), paths)
+        if result.verdict not in (Verdict.DONE, Verdict.PARTIAL):
+            raise ParentError(f"rsync of tree {self.name}: {result.text}", "tried again")
+        return found
+
+    def _forget_bare(self, change: Change) -> None:
+        """What lacked attributes is told of anew, or is gone with all below it."""
+        if not self._bare:
+            return
+        self._bare.pop(change.path, None)
+        if change.op is not Op.UPSERT:
+            gone = (change.source or change.path) + b"/"
+            self._bare = {path: why for path, why in self._bare.items() if not path.startswith(gone)}
+
+    def _troubles(self) -> tuple[tuple[str, str, int], ...]:
+        waiting = tuple((os.fsdecode(t.path), t.why, t.tries) for t in self.retries.troubles()[:20])
+        return (waiting + tuple((os.fsdecode(path), why, 1) for path, why in self._bare.items()))[:20]
 
     def _settle_retries(self, plan: Plan, failed: dict[bytes, str], now: float) -> None:
         """Each failed path has a back-off of its own; what came, or is not wanted any more, is forgotten."""
@@ -330,13 +387,6 @@ class Intake:
         for path, why in failed.items():
             if path in wanted and path not in due:
                 self.retries.failed(path, why, now, self._rng)
-
-    def _limit(self) -> int:
-        if not self.tree.bandwidth:
-            return 0
-        schedule = [Window(*rule.window()[:2], rule.per_second, rule.window()[2]) for rule in self.tree.bandwidth]
-        local = datetime.now().astimezone().tzinfo
-        return limit_at(schedule, time.time(), local) if local is not None else 0
 
     async def _hook(self, which: str, plan: Plan) -> None:
         hooks = self.tree.hooks
@@ -358,25 +408,30 @@ class Intake:
         self.board.update(hook_failed=why)
 
 
-def in_parts(changes: Sequence[Change], rank: Callable[[bytes], int]) -> list[tuple[Change, ...]]:
-    """Changes from a comparison in parts that can be published one after the other: payload, indexes by rank, deletes."""
-    upserts = [change for change in changes if change.op is Op.UPSERT]
-    deletes = tuple(change for change in changes if change.op is not Op.UPSERT)
-    upserts.sort(key=lambda change: (rank(change.path) if change.path else 0, change.path))
-    parts = [tuple(upserts[i : i + PART]) for i in range(0, len(upserts), PART)]
-    if not parts:
-        return [deletes] if deletes else []
-    # What is replaced by something of another kind must go with its replacement: so deletes come with the last part.
-    parts[-1] += deletes
-    return parts
+def are_in_order(changes: Sequence[Change]) -> bool:
+    """Whether they are as a journal's page has them: no file is told of twice, or before a rename that may concern it.
+
+    Only then each file that is told of lies at its path after the last of them. A hostile parent could else have one
+    content proved, and another one recorded as proved.
+    """
+    seen: set[bytes] = set()
+    for change in changes:
+        if change.op is Op.RENAME and seen:
+            return False
+        if change.op is Op.UPSERT and change.entry is not None and change.entry.kind is not Kind.DIRECTORY:
+            if change.path in seen:
+                return False
+            seen.add(change.path)
+    return True
+
+
+def renew_stage_of(copy: Copy, plan: Plan) -> frozenset[bytes]:
+    """An empty stage, but for what an earlier try left of large files of this plan; those that lie there whole."""
+    fetches = (*plan.payload, *plan.indexes)
+    wanted = {fetch.entry.path: fetch.entry for fetch in fetches if fetch.entry.size >= WORTH_BYTES}
+    return renew_stage(copy.layout, wanted, os.fsencode(copy.partial))
 
 
 def _some(failed: dict[bytes, str]) -> str:
     path, why = next(iter(failed.items()))
     return f"{os.fsdecode(path)!r} ({why})"
-
-
-def weight(changes: Sequence[Change]) -> tuple[int, int]:
-    """Files and bytes that changes bring."""
-    files = [change.entry for change in changes if change.entry is not None and change.entry.kind is Kind.FILE]
-    return len(files), sum(entry.size for entry in files)

@@ -1,16 +1,28 @@
-"""Recording what a large batch brought: the index brought up to the disk for many paths at once, and the drafts of it."""
+"""Recording what a batch brought: the index brought to where the changes brought the disk, and the drafts of the same.
+
+The drafts are for children of our own. Contents come with the digest that was announced with them: it was proved by then,
+or is that of what was here already.
+"""
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from syncd.model import Op
+from syncd.copy.io_prove import announced, digests_of
+from syncd.model import UNTOLD, Change, Entry, Op
 from syncd.publish.steps import Do, Step
-from syncd.source.io_scan import Disk
+from syncd.source.io_compare import Comparer
+from syncd.source.io_scan import Disk, Gone, Trouble
 from syncd.source.row import Row, Written, as_sure
 from syncd.store.io_index import Index
 from syncd.store.io_journal import Draft
+
+REFUSED = -1
+"""As the device of a row: the index has it, since the origin has, but it is not published."""
+
+NOT_TOLD: Mapping[bytes, Entry] = {}
 
 
 def brought(steps: Iterable[Step], staged: Written) -> dict[bytes, Row]:
@@ -27,8 +39,12 @@ def brought(steps: Iterable[Step], staged: Written) -> dict[bytes, Row]:
     }
 
 
-def record_upserts(index: Index, disk: Disk, paths: Sequence[bytes], known: Mapping[bytes, Row]) -> list[Draft] | None:
+def record_upserts(
+    index: Index, disk: Disk, paths: Sequence[bytes], known: Mapping[bytes, Row], told: Mapping[bytes, Entry] = NOT_TOLD
+) -> list[Draft] | None:
     """Index what is at `paths` now, each once, directories before what is in them; the drafts of the same.
+
+    `told`: files that come with a digest, which was proved.
 
     The disk is asked about all but what is `known`. None when a directory above one of them is not indexed: then they are
     to be done one by one, in the same transaction. Where nothing is, nothing is done.
@@ -37,8 +53,131 @@ def record_upserts(index: Index, disk: Disk, paths: Sequence[bytes], known: Mapp
     if known:
         found = {**dict(rows), **known}
         rows = [(path, found[path]) for path in paths if path in found]
+    digests = digests_of(rows, told) if told else {}
     try:
-        index.put_all(rows)
+        index.put_all(rows, digests)
     except KeyError:
         return None
+    if digests:
+        return [Draft(Op.UPSERT, path, row, b"", digests.get(path)) for path, row in rows]
     return [Draft(Op.UPSERT, path, row) for path, row in rows]
+
+
+class Record:
+    """See the module. Within one transaction; `changes`: what was planned, in the order of a journal's page."""
+
+    def __init__(self, index: Index, disk: Disk, changes: Sequence[Change]) -> None:
+        self._index = index
+        self._disk = disk
+        self._changes = changes
+        self._told = announced(changes)
+        self._drafts: list[Draft] = []
+
+    def play(self, refused: frozenset[bytes], known: Mapping[bytes, Row]) -> list[Draft]:
+        """All changes are done: go through them; `refused` paths are not published. `known`: see `brought`."""
+        if not refused and all(change.op is Op.UPSERT and not change.source for change in self._changes):
+            paths = dict.fromkeys(change.path for change in self._changes)
+            found = record_upserts(self._index, self._disk, list(paths), known, self._told)
+            if found is not None:
+                return found
+        for change in self._changes:
+            if change.op is Op.DELETE:
+                if self._index.remove(change.path):
+                    self._drafts.append(Draft(Op.DELETE, change.path))
+            elif change.op is Op.RENAME:
+                self._rename(change)
+            elif change.path in refused and change.entry is not None:
+                self._put_refused(change.path, change.entry.target, change.entry.mtime_ns)
+            else:
+                self._upsert(change.path, change.source)
+        for path in refused:
+            old = self._index.get(path)
+            if old is not None and old.row.device != REFUSED:
+                self._index.put(path, old.row._replace(device=REFUSED))
+        return self._drafts
+
+    def look(self, paths: Sequence[bytes]) -> list[Draft]:
+        """A part of the changes is done: ask the disk what is at these paths now, and below directories that are new."""
+        comparer = Comparer(self._disk, self._index)
+        comparer.check([(path, False) for path in paths])
+        while walks := comparer.take_walks():
+            for path, depth in walks:
+                comparer.walk(path, depth)
+        comparer.settle_losses()
+        drafts = comparer.take().drafts
+        return [self._with_digest(draft) for draft in drafts] if self._told else drafts
+
+    def _with_digest(self, draft: Draft) -> Draft:
+        """The draft with the digest that its content was announced with, which is stored too."""
+        if draft.row is None or draft.op is not Op.UPSERT:
+            return draft
+        digest = digests_of([(draft.path, draft.row)], self._told).get(draft.path)
+        child = self._index.get(draft.path) if digest is not None else None
+        if digest is None or child is None or child.row != draft.row:
+            return draft
+        self._index.put(draft.path, draft.row, digest)
+        return draft._replace(digest=digest)
+
+    def _rename(self, change: Change) -> None:
+        old = self._index.get(change.source)
+        if old is None or change.entry is None or old.row.device == REFUSED:
+            self._index.remove(change.source)
+            self._upsert(change.path)
+            return
+        self._make_above(change.path)
+        self._index.move(change.source, change.path)
+        row = old.row._replace(mode=stat.S_IFMT(old.row.mode) | change.entry.mode)
+        if row.is_directory:
+            row = row._replace(mtime_ns=change.entry.mtime_ns)
+        self._index.put(change.path, row)
+        self._drafts.append(Draft(Op.RENAME, change.path, row, change.source, old.digest))
+
+    def _upsert(self, path: bytes, link_of: bytes = b"") -> None:
+        row = _look(self._disk, path)
+        if row is None:
+            return
+        self._make_way(path, row)
+        self._make_above(path)
+        digest = digests_of([(path, row)], self._told).get(path)
+        self._index.put(path, row, digest)
+        first = _look(self._disk, link_of) if link_of else None
+        is_link = first is not None and first.inode == row.inode
+        self._drafts.append(Draft(Op.UPSERT, path, row, link_of if is_link else b"", digest))
+
+    def _make_way(self, path: bytes, row: Row) -> None:
+        """Forget what is of another kind at `path`; told to our children too, who may have taken something below it."""
+        old = self._index.get(path)
+        if old is not None and old.row.is_directory != row.is_directory:
+            self._index.remove(path)
+            self._drafts.append(Draft(Op.DELETE, path))
+
+    def _put_refused(self, path: bytes, target: bytes, mtime_ns: int) -> None:
+        """Index a symlink that is not published: so the hash is the origin's, and our children decide for themselves."""
+        row = Row(stat.S_IFLNK | 0o777, 0, mtime_ns, 0, REFUSED, 0, target)
+        self._make_way(path, row)
+        self._make_above(path)
+        self._index.put(path, row)
+        self._drafts.append(Draft(Op.UPSERT, path, row))
+
+    def _make_above(self, path: bytes) -> None:
+        """Index the directories above `path` that are not yet: a change of theirs comes later, or never came."""
+        above = path.rpartition(b"/")[0]
+        if self._index.number(above) is not None:
+            return
+        if above:
+            self._make_above(above)
+        row = _look(self._disk, above)
+        if row is None or not row.is_directory:
+            # The disk is as after the last of the changes: what is a directory now may be gone, or a file, by then.
+            row = Row(stat.S_IFDIR | 0o755, 0, UNTOLD, 0, 0, 0, b"")
+        self._make_way(above, row)
+        self._index.put(above, row)
+        if above:
+            self._drafts.append(Draft(Op.UPSERT, above, row))
+
+
+def _look(disk: Disk, path: bytes) -> Row | None:
+    try:
+        return disk.look(path)
+    except (Gone, Trouble):
+        return None

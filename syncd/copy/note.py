@@ -85,6 +85,7 @@ def _row(change: Change) -> list[Any]:
     row: list[Any] = [change.sequence, change.op.value, change.path.decode("latin-1"), change.source.decode("latin-1")]
     if (entry := change.entry) is not None:
         row += [entry.kind.value, entry.mode, entry.size, entry.mtime_ns, entry.target.decode("latin-1")]
+        row += [entry.digest.hex()] if entry.digest is not None else []
     return row
 
 
@@ -93,6 +94,7 @@ def _change(row: list[Any]) -> Change:
     path = path.encode("latin-1")
     entry = None
     if rest:
-        kind, mode, size, mtime_ns, target = rest
-        entry = Entry(path, Kind(kind), mode, size, mtime_ns, target.encode("latin-1"))
+        kind, mode, size, mtime_ns, target, *digest = rest
+        content = bytes.fromhex(digest[0]) if digest else None
+        entry = Entry(path, Kind(kind), mode, size, mtime_ns, target.encode("latin-1"), content)
     return Change(sequence, Op(op), path, entry, source.encode("latin-1"))

@@ -6,8 +6,11 @@ it does not say that it is fresh, so its age grows until DNS leaves it out.
 
 from __future__ import annotations
 
-from core.errors import NearpathError
+from collections import Counter
+from collections.abc import Mapping
+
 from syncd.store.manifest import ManifestError
+from syncd.transfer.small import WRONG_CONTENT
 
 UNSIGNED_S = 60.0
 """A parent whose tree is for so long not what the origin signed is left, unless it says itself that it is behind."""
@@ -32,7 +35,42 @@ class Unsigned:
         return True
 
 
-def unsigned_tree(tree: str, url: str) -> NearpathError:
+class UnsignedTree(ManifestError):
+    """A parent has what the origin did not sign."""
+
+
+MISMATCHES = 3
+"""A parent that so many times sends another content of a file than the origin signed is left."""
+
+
+class WrongContents:
+    """How often a parent sent contents that the origin did not sign."""
+
+    def __init__(self) -> None:
+        self._times: Counter[bytes] = Counter()
+
+    def judge(self, failed: Mapping[bytes, str]) -> bytes | None:
+        """A path that came wrong too often, and then the count begins anew; `failed`: paths of one batch, with reasons."""
+        wrong = [path for path, why in failed.items() if why == WRONG_CONTENT]
+        if not wrong:
+            return None
+        self._times.update(wrong)
+        worst, times = self._times.most_common(1)[0]
+        if times < MISMATCHES:
+            return None
+        self._times.clear()
+        return worst
+
+
+def wrong_content(tree: str, url: str, path: bytes) -> UnsignedTree:
     """What is said of such a parent."""
+    shown = repr(path.decode("utf-8", "backslashreplace"))
+    what = f"{url} sends {shown} of tree {tree} with another content than its origin signed"
+    fix = f"`syncd verify {tree} --contents` there, at the origin first; it is not published, another parent is asked"
+    return UnsignedTree(what, fix)
+
+
+def unsigned_tree(tree: str, url: str) -> UnsignedTree:
+    """What is said of a parent whose tree is for too long not the signed one."""
     what = f"{url} serves a tree {tree} that its origin did not sign, and this copy holds it"
-    return ManifestError(what, "see that node and its parents; another parent mends the copy")
+    return UnsignedTree(what, "see that node and its parents; another parent mends the copy")

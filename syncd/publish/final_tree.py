@@ -56,8 +56,10 @@ _ROOT = Entry(b"", Kind.DIRECTORY, IMPLIED_MODE, mtime_ns=UNTOLD)
 
 
 class FinalTree:
-    def __init__(self, have: Have) -> None:
+    def __init__(self, have: Have, keeps_more: bool = False) -> None:
+        """`keeps_more`: owners, say. No entry tells of them: what is told of is done anew, though it looks the same."""
         self.have = have
+        self.keeps_more = keeps_more
         self.root = Node(known=have.get(b"") or _ROOT)
         self.lacking: list[bytes] = []
         self._homes: dict[bytes, Node] = {}
@@ -134,12 +136,12 @@ class FinalTree:
         if node is not None and node.is_directory:
             self._homes.clear()
         known = node.known if node is not None and not node.fetch and node.known is not None else None
-        if known is not None and is_same(known, entry):
+        if known is not None and not self.keeps_more and is_same(known, entry):
             return
         target = self.find(link_of) if link_of and link_of != path and entry.kind is Kind.FILE else None
         fresh = Node(known=known, entry=entry, fetch=True)
         # Only of a file: one more name of a symlink, in another directory, would lead elsewhere, perhaps out of the tree.
-        if target is not None and target.is_file:
+        if target is not None and target.is_file and _may_be_one(target, entry):
             fresh.link_of = target.link_of or target
         home.kids[name] = fresh
 
@@ -159,6 +161,12 @@ class FinalTree:
         if node.is_directory and entry.kind is Kind.DIRECTORY:
             node.entry = entry
         home.kids[name] = node
+
+
+def _may_be_one(node: Node, entry: Entry) -> bool:
+    """Whether the content of a file may be that of another name of it: where a digest is told, by that."""
+    content = node.entry if node.fetch else node.known
+    return entry.digest is None or (content is not None and content.digest == entry.digest)
 
 
 def is_same(known: Entry, entry: Entry) -> bool:

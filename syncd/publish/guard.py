@@ -60,12 +60,13 @@ def check_deletes(
     limits: DeleteLimits,
     approved: str = "",
     recent: int = 0,
+    place: str = "",
 ) -> Objection | None:
     """A hold when a batch deletes too much, unless `approved` is the token of just these deletes.
 
     `deletes`: the paths, each with all below it; `deleted_entries`: all of that counted, as `plan.deleted_entries`;
     `tree_entries`: what the tree holds before; `recent`: entries that were deleted in the last minutes without anybody's
-    word, since a slow `rm -r` comes in many small batches.
+    word, since a slow `rm -r` comes in many small batches; `place`: where, if not here.
     """
     if not deleted_entries:
         return None
@@ -78,7 +79,8 @@ def check_deletes(
         return None
     return Objection(
         Weight.HOLD,
-        f"tree {tree}: {deleted_entries:,} of {tree_entries:,} entries would be deleted or emptied, "
+        f"tree {tree}: {deleted_entries:,} of {tree_entries:,} entries would be deleted or emptied"
+        f"{f' at {place}' if place else ''}, "
         f"such as {_examples(deletes)}"
         + (f", after {recent:,} in the last minutes" if recent else "")
         + f" ({ratio:.0%} of the tree)",

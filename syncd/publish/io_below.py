@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from types import TracebackType
 
@@ -128,7 +129,8 @@ def remove_all(path: bytes) -> int:
     """Remove whatever lies in directory `path`, but not itself; the number of entries removed.
 
     Sub-directories are first brought up to `path`: so it takes no recursion, however deep they are, and a removal that
-    was cut short goes on where it was.
+    was cut short goes on where it was. Who still writes there, as a process that outlived its daemon may, is no obstacle:
+    what comes meanwhile may stay.
     """
     with Below(path) as top:
         removed, todo = _clear(top.fd, top.fd, None)
@@ -143,9 +145,15 @@ def remove_all(path: bytes) -> int:
                 files, found = _clear(fd, top.fd, labels)
             finally:
                 os.close(fd)
-            os.rmdir(name, dir_fd=top.fd)
-            removed += files + 1
             todo += found
+            removed += files
+            try:
+                os.rmdir(name, dir_fd=top.fd)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+            else:
+                removed += 1
     return removed
 
 
@@ -156,16 +164,18 @@ def _clear(fd: int, top: int, labels: Iterator[bytes] | None) -> tuple[int, list
         entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found]
     for name, is_dir in entries:
         if not is_dir:
-            os.unlink(name, dir_fd=fd)
-            files += 1
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=fd)
+                files += 1
         elif labels is None:
             directories.append(name)
         else:
             label = next(labels)
-            if os.geteuid():
-                set_mode(fd, name, 0o700)
-            os.rename(name, label, src_dir_fd=fd, dst_dir_fd=top)
-            directories.append(label)
+            with suppress(FileNotFoundError):
+                if os.geteuid():
+                    set_mode(fd, name, 0o700)
+                os.rename(name, label, src_dir_fd=fd, dst_dir_fd=top)
+                directories.append(label)
     return files, directories
 
 

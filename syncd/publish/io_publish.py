@@ -4,7 +4,8 @@ A work directory beside the tree, on the same file system, holds all that client
 
     stage/     what rsync brought, at its final path        slots/    what is parked
     fresh/     made here, about to be renamed into place    trash/    what is gone, until `sweep`
-    ahead/     what was fetched for the batch after this
+    ahead/     what was fetched for the batch after this      attributes/  see `io_attributes`
+    left/      what was staged for an earlier try: see `io_leftovers`
     intent     the steps of the publish under way           progress  the step it is at, and the inode being placed
 
 The intent is on disk before the first step. Before each rename the number of its step and the inode it places are
@@ -24,12 +25,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from syncd.publish.io_attributes import NOTHING, ROOM, Kept
 from syncd.publish.io_below import Below, remove_all
 from syncd.publish.io_steps import PROGRESS, Doer, is_as_announced
 from syncd.publish.steps import Do, Intent, PublishError, Ranks, Step, decode_intent, encode_intent, touched
 from syncd.source.row import Written
 
-_ROOMS = (b"stage", b"slots", b"fresh", b"trash", b"ahead")
+LEFT = b"left"
+_ROOMS = (b"stage", b"slots", b"fresh", b"trash", b"ahead", ROOM, LEFT)
 BOOT_ID = b"/proc/sys/kernel/random/boot_id"
 
 
@@ -39,15 +42,21 @@ class DiskFull(PublishError):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where one tree is published: `root`, the directory clients see, and `work`, of this daemon alone."""
+    """Where one tree is published: `root`, the directory clients see, and `work`, of this daemon alone. `kept`: how."""
 
     root: bytes
     work: bytes
+    kept: Kept = NOTHING
 
     @property
     def stage(self) -> bytes:
         """Where files are fetched to, each at its path in the tree."""
         return os.path.join(self.work, b"stage")
+
+    @property
+    def attributes(self) -> bytes:
+        """Where directories and symlinks are brought to for their attributes."""
+        return os.path.join(self.work, ROOM)
 
     @property
     def ahead(self) -> bytes:
@@ -213,7 +222,7 @@ def run(
         )
     done, inode = _read_progress(layout)
     with Below(layout.root) as tree, Below(layout.work) as work:
-        doer = Doer(tree, work, consume, trip)
+        doer = Doer(tree, work, consume, trip, layout.kept)
         try:
             if durable and not done and not inode:
                 doer.sync_staged(todo.intent.steps)
@@ -253,6 +262,12 @@ def sweep(layout: Layout) -> int:
 def clear_stage(layout: Layout) -> int:
     """Remove what was fetched and never published; number of entries. Not while rsync runs."""
     return remove_all(layout.stage)
+
+
+def clear_attributes(layout: Layout) -> None:
+    """Empty the room for attributes: what was brought for another batch says nothing of this one."""
+    os.makedirs(layout.attributes, mode=0o700, exist_ok=True)
+    remove_all(layout.attributes)
 
 
 def take_ahead(layout: Layout) -> None:

@@ -7,8 +7,10 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from syncd.model import UNTOLD, Entry
+from syncd.publish.io_attributes import NOTHING, ROOM, Kept, take_over
 from syncd.publish.io_below import Below, exchange, is_directory, set_mode, sync_file_system
 from syncd.publish.steps import Do, PublishError, Step, touched
 
@@ -32,11 +34,14 @@ _UNNOTED = frozenset({Do.PUT, Do.DELETE})
 class Doer:
     """Does steps, one after the other, on an open tree and an open work directory."""
 
-    def __init__(self, tree: Below, work: Below, consume: bool, trip: Callable[[str], None]) -> None:
+    def __init__(
+        self, tree: Below, work: Below, consume: bool, trip: Callable[[str], None], kept: Kept = NOTHING
+    ) -> None:
         self.tree = tree
         self.work = work
         self.consume = consume
         self.trip = trip
+        self.kept = kept
         self.number = 0
         self.expected = 0
         """inode noted for the first step, which may have happened already; 0 for every other"""
@@ -146,6 +151,8 @@ class Doer:
         fd, name = self.work.at(fresh)
         if step.do in (Do.MAKE, Do.BRING):
             os.mkdir(name, 0o700, dir_fd=fd)
+            self._take_over(step.path, self.work, fresh)
+            fd, name = self.work.at(fresh)
             if (
                 step.entry is not None
             ):  # as clients may see it, at once: an index that names what is in it comes before ATTR
@@ -153,6 +160,8 @@ class Doer:
         elif step.do is Do.SYMLINK:
             assert step.entry is not None
             os.symlink(step.entry.target, name, dir_fd=fd)
+            self._take_over(step.path, self.work, fresh)
+            fd, name = self.work.at(fresh)
             if step.entry.mtime_ns != UNTOLD:
                 times = (step.entry.mtime_ns, step.entry.mtime_ns)
                 os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
@@ -267,6 +276,8 @@ class Doer:
         self._note(self.number, 0)
         fd, name = self.tree.at(step.path)
         self.trip("attributes")
+        self._take_over(step.path, self.tree, step.path)
+        fd, name = self.tree.at(step.path)
         if not stat.S_ISLNK(found.st_mode):
             set_mode(fd, name, step.entry.mode)
             if found.st_ino in self.opened:
@@ -274,6 +285,16 @@ class Doer:
         if step.entry.mtime_ns != UNTOLD:
             times = (step.entry.mtime_ns, step.entry.mtime_ns)
             os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
+
+    def _take_over(self, path: bytes, below: Below, target: bytes) -> None:
+        """Give `target` the attributes that were brought for `path`, if any are kept and were brought."""
+        if not self.kept:
+            return
+        with suppress(PublishError, FileNotFoundError):  # it went at the parent meanwhile, as the next batch tells
+            source = self.work.at(ROOM + b"/" + path if path else ROOM)
+            to = below.at(target)
+            source = self.work.at(ROOM + b"/" + path if path else ROOM)  # the other one may have closed it
+            take_over(source, to, self.kept)
 
     def _copy(self, path: bytes, fresh: bytes, entry: Entry) -> None:
         """A copy of a file that other versions share, with attributes of its own (a reflink where the disk can)."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from syncd.publish.io_attributes import NOTHING, Kept, take_over
 from syncd.publish.io_below import Below, exchange, remove_all, sync_file_system
 from syncd.publish.io_publish import Layout, begin, explained, finish, no_trip, run
 from syncd.publish.steps import Do, Intent, PublishError
@@ -33,6 +34,7 @@ class Versions:
     public: bytes
     versions: bytes
     work: bytes
+    kept: Kept = NOTHING
 
     def path(self, number: int) -> bytes:
         """The directory of one version."""
@@ -156,9 +158,9 @@ def _build(place: Versions, old: int, intent: Intent, durable: bool, trip: Calla
     building = os.path.join(place.versions, BUILDING)
     trip("mkdir building")
     os.mkdir(building, 0o700)
-    layout = Layout(building, place.work)
+    layout = Layout(building, place.work, place.kept)
     try:
-        clone(place.path(old), building, trip)
+        clone(place.path(old), building, trip, place.kept)
     except OSError as error:
         raise explained(error, building) from error
     begin(layout, intent)
@@ -171,7 +173,7 @@ def _build(place: Versions, old: int, intent: Intent, durable: bool, trip: Calla
         os.fsync(versions.fd)
 
 
-def clone(source: bytes, target: bytes, trip: Callable[[str], None] = no_trip) -> int:
+def clone(source: bytes, target: bytes, trip: Callable[[str], None] = no_trip, kept: Kept = NOTHING) -> int:
     """Make in the empty directory `target` the directories of `source`, and its files as hard links; number of entries."""
     made = 0
     attributes: list[tuple[bytes, os.stat_result]] = []
@@ -197,6 +199,8 @@ def clone(source: bytes, target: bytes, trip: Callable[[str], None] = no_trip) -
             finally:
                 os.close(from_fd)
         for path, found in reversed(attributes):
+            if kept:
+                take_over(old.at(path), new.at(path), kept)
             fd = new.open_directory(path)
             try:
                 os.fchmod(fd, stat.S_IMODE(found.st_mode))

@@ -48,10 +48,13 @@ class Plan:
         return sum(fetch.entry.size for fetch in (*self.payload, *self.indexes))
 
 
-def make_plan(changes: Iterable[Change], have: Have, ranks: Ranks) -> Plan:
-    """The plan of a batch of changes in journal order. PathError when a change cannot be of any real tree."""
+def make_plan(changes: Iterable[Change], have: Have, ranks: Ranks, keeps_more: bool = False) -> Plan:
+    """The plan of a batch of changes in journal order. PathError when a change cannot be of any real tree.
+
+    `keeps_more`: attributes are kept of which no entry tells, see `FinalTree`.
+    """
     asked = _Asked(have)
-    tree = FinalTree(asked)
+    tree = FinalTree(asked, keeps_more)
     for change in changes:
         tree.play(change)
     return _Steps(tree, asked, ranks).plan()
@@ -187,7 +190,8 @@ class _Steps:
                     job = self._sort(place, kid, standing, above)
                 if kid.is_directory:
                     stack.append((place, kid, job))
-            if self._touches > before or (node.entry is not None and not _has_attributes(node.known, node.entry)):
+            is_other = node.entry is not None and (self.tree.keeps_more or not _has_attributes(node.known, node.entry))
+            if self._touches > before or is_other:
                 self._set_attributes(path, node)
         for place, kid in linked:
             self._link(place, kid)
@@ -232,7 +236,8 @@ class _Steps:
                 self.puts.append((rank, 3, Step(Do.SYMLINK, place, entry=entry)))
             return
         known = node.known
-        if known is not None and known.path == place and _is_same_content(known, entry):
+        is_here = known is not None and known.path == place and _is_same_content(known, entry)
+        if is_here and not self.tree.keeps_more:
             self.attributes.append(Step(Do.ATTR, place, entry=entry))
             return
         if not entry.size and standing is not None and standing.kind is Kind.FILE and standing.size:

@@ -38,6 +38,8 @@ merges an event with an equal one anywhere in its queue, so what is at a name by
 EVENT_MASK = MODIFY | ATTRIB | CLOSE_WRITE | CREATE | DELETE | RENAME | ONDIR
 """What is asked for the file system. RENAME tells both ends in one event; MOVED_FROM and MOVED_TO would say it again."""
 
+WROTE = MODIFY | CLOSE_WRITE
+
 _METADATA = struct.Struct("=IBBHQii")
 _METADATA_VERSION = 3
 _RECORD = struct.Struct("=BBH")

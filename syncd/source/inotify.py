@@ -30,6 +30,8 @@ ISDIR = 0x4000_0000
 DIRECTORY_MASK = MODIFY | ATTRIB | CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | ONLYDIR | EXCL_UNLINK
 """What is asked for every directory. MODIFY as well as CLOSE_WRITE: a log is written for days before it is closed."""
 
+WROTE = MODIFY | CLOSE_WRITE
+
 ROOT_MASK = DIRECTORY_MASK | DELETE_SELF | MOVE_SELF
 """The root has nobody above it who would tell that it went away."""
 

@@ -6,14 +6,18 @@ could be opened and does not have it, a rename is one when the inode says so.
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
 from syncd.model import Op
+from syncd.source.io_contents import Contents, Later
 from syncd.source.io_scan import Disk, Gone, Listing, Trouble
-from syncd.source.row import Row, is_same_thing
+from syncd.source.row import UNSURE, Row, has_other_mark, is_only_marked, is_same_thing
+from syncd.source.touched import Touched
 from syncd.store.io_index import Child, Index
 from syncd.store.io_journal import Draft
 
@@ -43,12 +47,19 @@ class Findings:
 class Comparer:
     """One disk and its index. `quiet` (a first reading) stores without drafting changes and without looking for renames."""
 
-    def __init__(self, disk: Disk, index: Index) -> None:
+    def __init__(self, disk: Disk, index: Index, touched: Touched | None = None) -> None:
         self._disk = disk
         self._index = index
+        self._touched = touched or Touched()
+        self._by_events = False
+        """what is looked at now is what events told of"""
+        self._unread: set[bytes] = set()
+        """what may have been written to before it was renamed, and is still to be read"""
         self.quiet = False
         self.keep_links = False
         """tell of names that are one file"""
+        self.contents: Contents | None = None
+        """read each content that is told of; None: they are not"""
         self._found = Findings()
         self._lost: list[bytes] = []
 
@@ -70,8 +81,12 @@ class Comparer:
         """
         asked = dict(marks)
         above = {path.rpartition(b"/")[0] for path in asked if path} - asked.keys()
-        self._check(asked.items())
-        self._check((path, False) for path in above)
+        self._by_events = True
+        try:
+            self._check(asked.items())
+            self._check((path, False) for path in above)
+        finally:
+            self._by_events = False
 
     def _check(self, marks: Iterable[tuple[bytes, bool]]) -> None:
         gone = []
@@ -91,6 +106,8 @@ class Comparer:
                 gone.append(path)
             else:
                 self._see(path, row, subtree)
+                if self._touched.take_again(path) and not row.is_directory:
+                    self._tell_again(path, row)
         for path in no_directories:
             self._lose_directory(path)
         for path in gone:
@@ -183,15 +200,42 @@ class Comparer:
         if self.keep_links and not self.quiet:
             count = Counter(row.inode for _, row in files)
             known |= {inode for inode in count if count[inode] > 1}
-        new = [(name, row) for name, row in files if row.inode not in known]
+        prefix = above + b"/" if above else b""
+        new: list[tuple[bytes, Row, bytes | None]] = [
+            (name, row, None) for name, row in files if row.inode not in known
+        ]
+        if self.contents is not None and not self.quiet:
+            new = self._with_contents(prefix, new)
         self._index.put_new_files(number, new)
         if not self.quiet:
-            prefix = above + b"/" if above else b""
-            self._found.drafts += [Draft(Op.UPSERT, prefix + name, row) for name, row in new]
+            self._found.drafts += [
+                Draft(Op.UPSERT, prefix + name, row, b"", digest or None) for name, row, digest in new
+            ]
         for name, row in files:
             if row.inode in known:
                 # It may have come from elsewhere. Asked anew: a rename just now may have taken what the index had here.
                 self._put(below := _join(above, name), row, self._index.get(below))
+
+    def _with_contents(
+        self, prefix: bytes, files: Iterable[tuple[bytes, Row, bytes | None]]
+    ) -> list[tuple[bytes, Row, bytes | None]]:
+        """Those of `files` whose content was read; the others are looked at again."""
+        found: list[tuple[bytes, Row, bytes | None]] = []
+        for name, row, _ in files:
+            with suppress(Later):
+                found.append((name, row, self._content(prefix + name, row)))
+        return found
+
+    def _content(self, path: bytes, row: Row, before: Child | None = None) -> bytes | None:
+        """The digest to store with `row`; None when none is wanted. Raises Later when it is not known yet.
+
+        `before`: under another name. What was moved, and not written to since it was surely at rest, is not read again.
+        """
+        if self.contents is None or self.quiet or not stat.S_ISREG(row.mode):
+            return None
+        if before is not None and before.digest is not None and before.row.ctime_ns != UNSURE:
+            return before.digest
+        return self.contents.of(self._disk, path, row)
 
     def _is_as_listed(self, path: bytes) -> bool:
         now_ns = self._disk.listed_ns(path)
@@ -231,38 +275,74 @@ class Comparer:
         return upper is not None and upper.is_directory and self._see(above, upper)
 
     def _put(self, path: bytes, row: Row, old: Child | None) -> bool:
-        """Store that `path` is not what it was (`old`), and draft what a child has to do about it; False: not believed."""
+        """Store that `path` is not what it was (`old`), and draft what a child has to do about it.
+
+        False: not believed, or its content is still to be read.
+        """
         if old is not None and old.row.is_directory and row.is_directory and old.row.device and not row.device:
             # A mount that is gone leaves an empty directory: the content was not deleted.
             self._found.troubles.append(
                 Trouble(path, "the file system that was mounted here is not; nothing is deleted")
             )
             return False
+        if old is not None and is_only_marked(old.row, row):
+            self._index.put(path, row)
+            return True
         is_in_place = old is not None and (old.row.device, old.row.inode) == (row.device, row.inode)
         source = None if self.quiet or is_in_place else self._renamed_from(path, row)
+        before = self._index.get(source) if source is not None else None
+        is_doubtful = source is not None and self._may_be_written(source, path, row)
+        try:
+            digest = self._content(path, row, None if is_doubtful else before)
+        except Later:
+            if is_doubtful:
+                self._unread.add(path)
+            return False
         is_other_kind = old is not None and old.row.is_directory != row.is_directory
         if old is not None and (is_other_kind or (source is not None and old.row.is_directory)):
             self._forget(path)
             old = None
         if source is not None:
-            before = self._index.get(source)
             self._index.move(source, path)
-            self._index.put(path, row)
-            self._draft(Draft(Op.RENAME, path, row, source))
-            if before is not None and (before.row.mode, before.row.mtime_ns) != (row.mode, row.mtime_ns):
-                self._draft(Draft(Op.UPSERT, path, row))
+            self._index.put(path, row, digest)
+            self._draft(Draft(Op.RENAME, path, row, source, digest or None))
+            is_alike = before is not None and _is_alike(before.row, row)
+            is_read = digest is not None and before is not None
+            is_other = before.digest != (digest or None) if is_read and before is not None else is_doubtful
+            if not is_alike or is_other:
+                self._draft(Draft(Op.UPSERT, path, row, b"", digest or None))
         else:
-            self._index.put(path, row)
+            self._index.put(path, row, digest)
             if old is not None and not is_in_place and not old.row.is_directory:
-                self._see_left({(old.row.device, old.row.inode)})
+                self._see_left(path, {(old.row.device, old.row.inode)})
             # A directory that was replaced by another with the same attributes differs only in what is in it.
-            is_alike = old is not None and (old.row.mode, old.row.mtime_ns) == (row.mode, row.mtime_ns)
+            is_alike = old is not None and _is_alike(old.row, row)
             if not row.is_directory or not is_alike:
                 first = b"" if self.quiet or is_in_place else self._linked_to(path, row)
-                self._draft(Draft(Op.UPSERT, path, row, first))
+                self._draft(Draft(Op.UPSERT, path, row, first, digest or None))
             if is_in_place and not row.is_directory and not self.quiet:
                 self._see_other_names(path, row)
         return True
+
+    def _may_be_written(self, source: bytes, path: bytes, row: Row) -> bool:
+        """Whether what was `source` may have been written to before it came to be `path`: see `touched`.
+
+        What a walk finds was renamed while nobody told of anything.
+        """
+        if not stat.S_ISREG(row.mode):
+            return False
+        if path in self._unread:
+            self._unread.discard(path)
+            return True
+        return not self._by_events or self._touched.is_doubtful(source, path)
+
+    def _tell_again(self, path: bytes, row: Row) -> None:
+        """`path` was found renamed, and written to before that, as one hears only now."""
+        with suppress(Later):
+            digest = self._content(path, row)
+            if digest is not None:
+                self._index.put(path, row, digest)
+            self._draft(Draft(Op.UPSERT, path, row, b"", digest or None))
 
     def _linked_to(self, path: bytes, row: Row) -> bytes:
         """Another name that this file has, whose content children have by then; b"" for none, or when nobody asked.
@@ -279,8 +359,12 @@ class Comparer:
             if old is None or there is None or there is _UNKNOWN or there.inode != row.inode:
                 continue
             if there != old.row:
-                self._index.put(other, there)
-                self._draft(Draft(Op.UPSERT, other, there, first))
+                try:
+                    digest = self._content(other, there)
+                except Later:
+                    continue
+                self._index.put(other, there, digest)
+                self._draft(Draft(Op.UPSERT, other, there, first, digest or None))
             first = first or other
         return first
 
@@ -289,9 +373,12 @@ class Comparer:
         for other in self._index.paths_of(row.device, row.inode):
             old = self._index.get(other) if other != path else None
             there = self._look_again(other) if old is not None else None
-            if old is not None and there not in (None, _UNKNOWN, old.row) and there.inode == row.inode:
-                self._index.put(other, there)
-                self._draft(Draft(Op.UPSERT, other, there, path if self.keep_links else b""))
+            if old is None or there in (None, _UNKNOWN, old.row) or there.inode != row.inode:
+                continue
+            with suppress(Later):
+                digest = self._content(other, there)
+                self._index.put(other, there, digest)
+                self._draft(Draft(Op.UPSERT, other, there, path if self.keep_links else b"", digest or None))
 
     def _renamed_from(self, path: bytes, row: Row) -> bytes | None:
         """Where this was before, if the inode is known under a name that is not its own any more."""
@@ -316,6 +403,7 @@ class Comparer:
             self._see(path, row)
 
     def _lose(self, path: bytes) -> None:
+        self._unread.discard(path)
         if path and self._index.get(path) is not None:
             self._forget(path)
 
@@ -323,22 +411,30 @@ class Comparer:
         files = self._index.inodes(path)
         self._index.remove(path)
         self._draft(Draft(Op.DELETE, path))
-        self._see_left(files)
+        self._see_left(path, files)
 
-    def _see_left(self, files: set[tuple[int, int]]) -> None:
-        """A name of each of these files is gone: what was done through it just before, only its other names show now.
+    def _see_left(self, gone: bytes, files: set[tuple[int, int]]) -> None:
+        """`gone` was a name of each of these files: what was done through it just before, only their other names show now.
 
-        A ctime that is another says nothing then: that the name went has moved it.
+        A ctime that is another says nothing then: that the name went has moved it. Where nobody watched, it is not taken
+        for a write: all of a tree of hard-linked snapshots would be told again when one of them goes.
         """
         known = self._index.known_inodes(inode for _, inode in files)
+        is_doubtful = bool(known) and self._by_events and self._touched.is_any_doubtful(gone)
         for device, inode in files:
             for path in self._index.paths_of(device, inode) if inode in known else ():
                 old, there = self._index.get(path), self._look_again(path)
                 if old is None or there in (None, _UNKNOWN, old.row) or there.inode != inode:
                     continue
-                self._index.put(path, there)
-                if (there.mode, there.size, there.mtime_ns) != (old.row.mode, old.row.size, old.row.mtime_ns):
-                    self._draft(Draft(Op.UPSERT, path, there))
+                try:
+                    digest = self._content(path, there)
+                except Later:
+                    continue
+                self._index.put(path, there, digest)
+                is_alike = (there.mode, there.size, there.mtime_ns) == (old.row.mode, old.row.size, old.row.mtime_ns)
+                is_other = (digest or None) != old.digest if digest is not None else is_doubtful
+                if not is_alike or is_other:
+                    self._draft(Draft(Op.UPSERT, path, there, b"", digest or None))
 
     def _draft(self, draft: Draft) -> None:
         if not self.quiet:
@@ -352,6 +448,13 @@ class Comparer:
 
 
 _UNKNOWN = Row(0, 0, 0, 0, 0, 0, b"")
+
+
+def _is_alike(old: Row, new: Row) -> bool:
+    """Whether nothing is to be told of what was renamed, or of a directory that was replaced by another."""
+    if (old.mode, old.mtime_ns) != (new.mode, new.mtime_ns):
+        return False
+    return stat.S_ISREG(new.mode) or not has_other_mark(old, new)
 
 
 def _join(above: bytes, name: bytes) -> bytes:

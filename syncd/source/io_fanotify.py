@@ -35,6 +35,7 @@ from syncd.source.fanotify import (
     Q_OVERFLOW,
     RENAME,
     SELF,
+    WROTE,
     Decoder,
     Event,
     EventError,
@@ -229,6 +230,8 @@ class Fanotify:
             _hint(news, path, is_directory)
             _hint(news, new_path, is_directory)
             return
+        if path is not None and mask & WROTE and not is_directory:
+            news.written.append(path)
         _hint(news, path, is_directory and bool(mask & CREATE))
         if is_directory and mask & DELETE and target in self.tree:
             if target == self.tree.root_wd:

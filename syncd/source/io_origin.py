@@ -15,6 +15,7 @@ from core.errors import NearpathError
 from core.io_log import get_logger
 from syncd.source.io_fanotify import fanotify_problem
 from syncd.source.io_scrub import Scrubber
+from syncd.source.io_seal import Sealer
 from syncd.source.io_source import SourceStatus, SourceTree, State
 from syncd.store.io_ledger import Ledger
 from syncd.store.io_offer import Freshness, Offer
@@ -62,6 +63,7 @@ class Origin:
         self._was_ready = False
         self._signed = 0
         """the sequence number up to which a root was signed"""
+        self.sealer = Sealer(name, store, self._scrubbed, self._on_sealed) if tree.contents == "signed" else None
         # Wrong content here is only told: nobody knows better.
         self.scrubber = Scrubber(name, store, self._scrubbed, tree.scrub, lambda _path: None, by_inode=False)
 
@@ -73,10 +75,14 @@ class Origin:
         await opened
         self._signer = asyncio.create_task(self._sign_on_change(), name=f"sign-{self.name}")
         self.scrubber.start()
+        if self.sealer is not None:
+            self.sealer.start()
 
     async def stop(self) -> None:
         """Stop watching; everything that was noticed and has settled is in the journal."""
         await asyncio.to_thread(self.scrubber.stop)
+        if self.sealer is not None:
+            await asyncio.to_thread(self.sealer.stop)
         if self._signer is not None:
             self._signer.cancel()
             await asyncio.gather(self._signer, return_exceptions=True)
@@ -121,6 +127,11 @@ class Origin:
         """What children have to put into their configuration."""
         return public_key(self._seed).hex()
 
+    def _on_sealed(self) -> None:
+        """From the sealer's thread: the journal has grown without the owner of the tree."""
+        if (source := self._source) is not None:
+            source.wake()
+
     def _scrubbed(self) -> str | None:
         return self.tree.path if self.is_ready else None
 
@@ -140,6 +151,8 @@ class Origin:
                     accept_root=self._accept.is_set(),
                     watch=self._choose_watch(),
                     keep_links="hard-links" in self.tree.keep,
+                    signed_contents=self.tree.contents == "signed",
+                    name=self.name,
                 )
             except StoreBusy as error:
                 self._tell_opened(error)
@@ -177,7 +190,9 @@ class Origin:
         before: tuple[State, int] | None = None
         while not self._stop.is_set():
             source.step(1.0 if source.status.state is not State.READY else 30.0)
-            self.status = status = source.status
+            told, self.status = self.status, source.status
+            status = self.status
+            self._log_trouble(told, status)
             if before != (now := (status.state, status.sequence)):
                 before = now
                 self._loop.call_soon_threadsafe(self._on_change, status)
@@ -188,6 +203,17 @@ class Origin:
                 trimmed_s = time.monotonic()
                 with suppress(StoreError):
                     source.journal.trim(time.time())
+
+    def _log_trouble(self, before: SourceStatus, status: SourceStatus) -> None:
+        """What an operator should see without asking: once when it begins, with the first of many paths."""
+        if status.unwatched and not before.unwatched:
+            path, why = status.unwatched_paths[0]
+            _log.warning("unwatched", tree=self.name, count=status.unwatched, first=os.fsdecode(path) or ".", why=why)
+        if status.unreadable and not before.unreadable:
+            path, why = status.unreadable_paths[0]
+            _log.warning("unreadable", tree=self.name, count=status.unreadable, first=os.fsdecode(path), why=why)
+        if status.state is State.ROOT_LOST and before.state is not State.ROOT_LOST:
+            _log.error("root_lost", tree=self.name, why=status.why)
 
     def _tell_opened(self, error: NearpathError | None) -> None:
         def tell() -> None:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from syncd.model import MAX_PATH_BYTES
+from syncd.source.io_left_out import ELSEWHERE, SPECIAL, TOO_LONG, LeftOut
+from syncd.source.io_marks import NO_MARK, mark_of
 from syncd.source.row import RACY_NS, UNSURE, Row
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -41,18 +43,6 @@ class Trouble(Exception):
         super().__init__(f"{os.fsdecode(path) or '.'}: {why}")
         self.path = path
         self.why = why
-
-
-@dataclass(slots=True)
-class Skipped:
-    """How often something was left out, by reason."""
-
-    special: int = 0
-    """devices, sockets, fifos"""
-    mounts: int = 0
-    """directories on which another file system is mounted"""
-    too_long: int = 0
-    """paths over PATH_MAX, which no program could name"""
 
 
 def no_watch(_fd: int, _parent: int | None, _name: bytes, _path: bytes) -> tuple[int | None, bool]:
@@ -85,8 +75,12 @@ class Disk:
     else is waited for, since a directory that is kept open may be renamed under us.
     """
 
-    def __init__(self, root: bytes, watch: WatchHook = no_watch, *, cross_mounts: bool = False) -> None:
+    def __init__(
+        self, root: bytes, watch: WatchHook = no_watch, *, cross_mounts: bool = False, left_out: LeftOut | None = None
+    ) -> None:
+        """`left_out`: of an origin, is told of what copies do not get; directories and symlinks are marked then."""
         self.root = root
+        self._left_out = left_out
         self.watch = watch
         self._cross_mounts = cross_mounts
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -94,7 +88,6 @@ class Disk:
         self._chain: list[tuple[bytes, int, int | None]] = []
         self._root_wd: int | None = None
         self._root_seen = False
-        self.skipped = Skipped()
         self.fresh: list[bytes] = []
         """Directories whose watch was set just now; whoever takes one lists it, and all below it."""
 
@@ -126,9 +119,9 @@ class Disk:
     def look(self, path: bytes) -> Row | None:
         """What is at `path` now; None when nothing that is replicated is. Raises Gone (of a directory above), Trouble."""
         if not path:
-            return self._row(os.fstat(self._root_fd), None, b"")
+            return self._row(os.fstat(self._root_fd), self._root_fd, b"")
         if len(path) > MAX_PATH_BYTES:
-            self.skipped.too_long += 1
+            self._skip(path, TOO_LONG)
             return None
         parent, _, name = path.rpartition(b"/")
         fd, _ = self._open(parent)
@@ -156,12 +149,16 @@ class Disk:
             if row is not None:
                 yield path, row
 
+    def directory(self, path: bytes) -> int:
+        """A descriptor of the directory `path`, which lives until the next call. Raises Gone, Trouble."""
+        return self._open(path)[0]
+
     def list(self, path: bytes) -> Listing:
         """The directory `path` with a row for each name. Raises Gone, Trouble."""
         fd, _ = self._open(path)
         try:
             st = os.fstat(fd)
-            row = self._row(st, None, b"")
+            row = self._row(st, fd, b"")
             assert row is not None
             listing = Listing(path, row, _sure_ns(st.st_ctime_ns))
             with os.scandir(fd) as names:
@@ -178,7 +175,7 @@ class Disk:
 
     def _list_one(self, listing: Listing, fd: int, name: bytes, found: os.DirEntry[str]) -> None:
         if len(listing.path) + bool(listing.path) + len(name) > MAX_PATH_BYTES:
-            self.skipped.too_long += 1
+            self._skip(_below(listing.path, name), TOO_LONG)
             return
         try:
             st = found.stat(follow_symlinks=False)
@@ -189,18 +186,28 @@ class Disk:
             listing.troubled.add(name)
             return
         if row is None:
-            self.skipped.special += 1
+            self._skip(_below(listing.path, name), SPECIAL)
             return
         if row.device and not self._cross_mounts and row.is_directory:
             listing.mounts.add(name)
-            self.skipped.mounts += 1
+            self._skip(_below(listing.path, name), ELSEWHERE)
+        elif self._left_out is not None:
+            self._see(self._left_out, st, fd, name, listing.path)
         listing.rows[name] = row
 
     def _look_at(self, fd: int, name: bytes, path: bytes) -> Row | None:
         try:
-            return self._row(os.stat(name, dir_fd=fd, follow_symlinks=False), fd, name)
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            row = self._row(st, fd, name)
+            if row is None:
+                self._skip(path, SPECIAL)
+            elif self._left_out is not None:
+                self._see(self._left_out, st, fd, name, path.rpartition(b"/")[0])
+            return row
         except OSError as error:
             if error.errno in _GONE or error.errno == errno.ENAMETOOLONG:
+                if self._left_out:
+                    self._left_out.forget(path)
                 return None
             raise Trouble(path, os.strerror(error.errno or 0)) from error
 
@@ -210,7 +217,7 @@ class Disk:
         if stat.S_ISREG(mode):
             return Row(mode, st.st_size, st.st_mtime_ns, _sure_ns(st.st_ctime_ns) or UNSURE, device, st.st_ino, b"")
         if stat.S_ISDIR(mode):
-            return Row(mode, 0, st.st_mtime_ns, 0, device, st.st_ino, b"")
+            return Row(mode, 0, st.st_mtime_ns, self._mark(st, fd, name), device, st.st_ino, b"")
         if stat.S_ISLNK(mode) and fd is not None:
             try:
                 target = os.readlink(name, dir_fd=fd)
@@ -219,8 +226,24 @@ class Disk:
                     # It is something else by now.
                     return self._row(os.stat(name, dir_fd=fd, follow_symlinks=False), None, name)
                 raise
-            return Row(mode, 0, st.st_mtime_ns, 0, device, st.st_ino, target)
+            return Row(mode, 0, st.st_mtime_ns, self._mark(st, fd, name), device, st.st_ino, target)
         return None
+
+    def _skip(self, path: bytes, why: str) -> None:
+        if self._left_out is not None:
+            self._left_out.skip(path, why)
+
+    def _see(self, left_out: LeftOut, st: os.stat_result, fd: int, name: bytes, above: bytes) -> None:
+        """Whether the file `name` can be read by those who serve it."""
+        if not left_out.may_be_read(st, fd, name):
+            left_out.lock_out(_below(above, name), st)
+        elif left_out:
+            left_out.forget(_below(above, name))
+
+    def _mark(self, st: os.stat_result, fd: int | None, name: bytes) -> int:
+        if self._left_out is None or fd is None:
+            return NO_MARK
+        return mark_of(st, b"/proc/self/fd/%d/%s" % (fd, name) if name else fd)
 
     def _open(self, path: bytes) -> tuple[int, int | None]:
         """(fd, watch descriptor) of the directory `path`, opened name by name from the root, each watched."""
@@ -257,6 +280,10 @@ class Disk:
             self.fresh.append(path)
         self._chain.append((name, fd, wd))
         return fd, wd
+
+
+def _below(above: bytes, name: bytes) -> bytes:
+    return above + b"/" + name if above else name
 
 
 def _sure_ns(ctime_ns: int) -> int:

@@ -8,27 +8,22 @@ over the tree takes `every_s`, at idle IO priority, past the page cache, and goe
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import hashlib
 import os
-import platform
 import sqlite3
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import NearpathError
 from core.io_log import get_logger
-from syncd.publish.io_below import Below
+from syncd.source.io_digest import digest_below, lowest_priority
 from syncd.source.row import Row
 from syncd.store.io_index import Index
-from syncd.store.io_store import fact, open_store, set_fact, transaction
+from syncd.store.io_store import SEALED, fact, open_store, set_fact, transaction
 
-CHUNK_BYTES = 1 << 20
 FILE_WEIGHT_BYTES = 16 * 1024
 """What a file costs besides its content: a seek or two."""
 KEEP_EVERY_S = 10.0
@@ -123,7 +118,7 @@ class Scrubber:
     # -- in the thread
 
     def _run(self) -> None:
-        _lowest_priority()
+        lowest_priority()
         self._rest(FIRST_S)
         while not self._stop.is_set():
             try:
@@ -181,8 +176,10 @@ class Scrubber:
         """Write down digests of what the index still has as it was when it was read, and where the pass is."""
         with transaction(db):
             index.rolled_back()  # its owner may have moved directories since
-            for path, row, digest in done:
-                index.set_digest(path, row, digest)
+            # In a sealed tree each content has the digest that the origin signed; what has none waits for that.
+            if not fact(db, SEALED):
+                for path, row, digest in done:
+                    index.set_digest(path, row, digest)
             if at is not None:
                 set_fact(db, "scrub_at", at)
 
@@ -214,31 +211,16 @@ class Scrubber:
 
     def _digest_of(self, root: bytes, path: bytes, row: Row, rate: float) -> bytes | None:
         """The digest of the file if it is the one of the row, before and after it was read; OSError when it fails."""
-        with Below(root) as tree:
-            directory = tree.directory(path.rpartition(b"/")[0])
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = os.open(path.rpartition(b"/")[2], flags, dir_fd=directory)
-        try:
-            if not self._is_of(fd, row):
-                return None
-            # From the disk, not from memory; and clients' hot files are not pushed out of it by ours.
-            with suppress(OSError):
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            state = hashlib.blake2b(digest_size=32)
-            self._pace(FILE_WEIGHT_BYTES, rate)
-            while chunk := os.read(fd, CHUNK_BYTES):
-                state.update(chunk)
-                if self._stop.is_set():
-                    return None
-                self._pace(len(chunk), rate)
-            with suppress(OSError):
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            return state.digest() if self._is_of(fd, row) else None
-        finally:
-            os.close(fd)
 
-    def _is_of(self, fd: int, row: Row) -> bool:
-        st = os.fstat(fd)
+        def took(size: int) -> bool:
+            self._pace(size, rate)
+            return not self._stop.is_set()
+
+        self._pace(FILE_WEIGHT_BYTES, rate)
+        read = digest_below(root, path, lambda found: self._is_of(found, row), took, from_disk=True)
+        return read[0] if read is not None else None
+
+    def _is_of(self, st: os.stat_result, row: Row) -> bool:
         same = (st.st_size, st.st_mtime_ns, st.st_ino) == (row.size, row.mtime_ns, row.inode)
         return same and (self._by_inode or st.st_ctime_ns == row.ctime_ns)
 
@@ -276,16 +258,3 @@ def _files(index: Index, after: tuple[bytes, ...]) -> Iterator[bytes]:
         # A directory on the way to `after` has files behind it still.
         below = [(new, is_dir) for new, is_dir in below if new > after or (is_dir and new == after[: len(new)])]
         stack.extend(sorted(below, reverse=True))
-
-
-_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
-_IDLE = 3 << 13
-
-
-def _lowest_priority() -> None:
-    """This thread gets the disk when nobody else wants it, and the processor last. Linux takes both by thread."""
-    number = _IOPRIO_SET.get(platform.machine())
-    if number is not None:
-        ctypes.CDLL(None, use_errno=True).syscall(number, 1, 0, _IDLE)
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

@@ -12,20 +12,33 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from core.errors import NearpathError
 from syncd.source.io_compare import Comparer, Depth
+from syncd.source.io_contents import Contents
 from syncd.source.io_fanotify import Fanotify
-from syncd.source.io_scan import MOUNTED, Disk, Skipped
+from syncd.source.io_left_out import LeftOut
+from syncd.source.io_scan import MOUNTED, Disk
 from syncd.source.io_watch import Watcher, limit_problem, watch_limit
 from syncd.source.settle import Settle
+from syncd.source.touched import Touched
 from syncd.store.io_index import Index
 from syncd.store.io_journal import Journal
-from syncd.store.io_store import StoreError, close_store, fact, hold_directory, open_store, set_fact, transaction
+from syncd.store.io_store import (
+    SEALED,
+    StoreError,
+    close_store,
+    fact,
+    hold_directory,
+    open_store,
+    set_fact,
+    transaction,
+)
 
 SLICE_S = 0.1
 SWEEP_SLICE_S = 0.05
@@ -44,6 +57,11 @@ ROOT_CHECK_S = 5.0
 _MAX_BATCH = 5_000
 _MAX_TROUBLES = 100
 _MAX_MOVES = 100_000
+_MAX_NAMED = 20
+"""Paths of one kind in a status."""
+
+Paths = tuple[tuple[bytes, str], ...]
+"""(path, why) of the first of many."""
 
 
 class SourceError(NearpathError):
@@ -75,8 +93,14 @@ class SourceStatus:
     """directories still to be walked"""
     watches: int = 0
     unwatched: int = 0
+    unwatched_paths: Paths = ()
     overflows: int = 0
-    skipped: Skipped = field(default_factory=Skipped)
+    skipped: int = 0
+    """names that are not replicated"""
+    skipped_paths: Paths = ()
+    unreadable: int = 0
+    """files that are in the tree, and cannot be read for the children"""
+    unreadable_paths: Paths = ()
     troubles: tuple[str, ...] = ()
     """the newest first"""
     watch_limit_problem: str = ""
@@ -95,13 +119,22 @@ class SourceTree:
         accept_root: bool = False,
         watch: Literal["inotify", "fanotify"] = "inotify",
         keep_links: bool = False,
+        signed_contents: bool = False,
+        name: str = "TREE",
     ) -> None:
-        """SourceError when `root` is not what it was at the last run; `accept_root` takes it all the same.
+        """`name`: of the tree, for what an operator has to type.
+
+        `signed_contents`: the digest of each content is told with it, see `io_contents`; `io_seal` reads the others.
+
+        SourceError when `root` is not what it was at the last run; `accept_root` takes it all the same.
 
         WatchError when `watch` cannot be had; for fanotify, `fanotify_problem` tells why beforehand.
         """
         self._root = root
+        self._name = name
+        self._left_out = LeftOut()
         self._keep_links = keep_links
+        self._contents = Contents(root, self.wake) if signed_contents else None
         self._watch = watch
         self._cross_mounts = cross_mounts
         self._settle = settle or Settle()
@@ -122,11 +155,15 @@ class SourceTree:
         self._rescanned_at_s = -MAX_RESCAN_PAUSE_S
         self._root_check_at_s = 0.0
         self._moved_to: dict[bytes, bytes] = {}
+        self._touched = Touched()
         self._troubles: deque[str] = deque(maxlen=_MAX_TROUBLES)
         self.status = SourceStatus(sequence=self.journal.last())
         self._lock = -1
         self._accepted = False
         try:
+            if not signed_contents and fact(self._db, SEALED):
+                with transaction(self._db):
+                    set_fact(self._db, SEALED, 0)
             self._open_root(accept_root)
         except BaseException:
             self._let_go()
@@ -136,6 +173,8 @@ class SourceTree:
     def close(self) -> None:
         """Stop watching, close the store."""
         self._watcher.close()
+        if self._contents is not None:
+            self._contents.close()
         self._disk.close()
         self._let_go()
         close_store(self._db)
@@ -191,11 +230,12 @@ class SourceTree:
 
     def _open_root(self, accept: bool) -> None:
         try:
-            disk = Disk(self._root, cross_mounts=self._cross_mounts)
+            disk = Disk(self._root, cross_mounts=self._cross_mounts, left_out=self._left_out)
         except OSError as error:
             raise SourceError(
-                f"the tree {os.fsdecode(self._root)} cannot be opened ({error.strerror})",
-                "mount it, or correct its path",
+                f"{os.fsdecode(self._root)} cannot be opened: {error.strerror}",
+                "mount its disk, or bring the directory back, and it goes on by itself; if another one takes its place: "
+                f"`syncd accept {self._name}`; is `path` right?",
             ) from error
         try:
             self._check_identity(disk, accept)
@@ -209,8 +249,9 @@ class SourceTree:
             raise
         disk.watch = watcher.watch
         self._disk = disk
-        self._comparer = Comparer(disk, self.index)
+        self._comparer = Comparer(disk, self.index, self._touched)
         self._comparer.keep_links = self._keep_links
+        self._comparer.contents = self._contents
         self._comparer.quiet = not fact(self._db, "was_read")
         self._first.clear()
         self._sweep.clear()
@@ -232,10 +273,14 @@ class SourceTree:
             name = os.fsdecode(self._root)
             if known != inode:
                 raise SourceError(
-                    f"{name} is another directory than at the last run", "mount the right one, or accept this one"
+                    f"{name} is another directory than at the last run",
+                    f"mount the right one; if it is meant to be this one: `syncd accept {self._name}`",
                 )
             if self.index.size().entries > 1 and not os.listdir(self._root):
-                raise SourceError(f"{name} is empty, and was not at the last run", "mount it, or accept it as empty")
+                raise SourceError(
+                    f"{name} is empty, and was not at the last run",
+                    f"mount its disk; if it is meant to be empty: `syncd accept {self._name}`",
+                )
         if known != inode:
             with transaction(self._db):
                 set_fact(self._db, "root_inode", inode)
@@ -264,7 +309,9 @@ class SourceTree:
     def _lose_root(self, why: str, now: float) -> None:
         self._accepted = False
         self._root_check_at_s = now + ROOT_CHECK_S
-        self.status = replace(self.status, state=State.ROOT_LOST, why=why)
+        fix = "mount its disk, or bring it back, and all goes on by itself; if another one takes its place"
+        text = f"{os.fsdecode(self._root)}: {why}: {fix}: `syncd accept {self._name}`"
+        self.status = replace(self.status, state=State.ROOT_LOST, why=text)
 
     # -- hints
 
@@ -272,11 +319,17 @@ class SourceTree:
         news = self._watcher.take(now)
         for path, subtree in news.hints.items():
             self._settle.hint(path, subtree, now)
+        self._touched.note(news.written, ((a, b, news.hints.get(b, True)) for a, b in news.moves), now)
+        if news.overflowed:
+            self._touched.doubt_all(now)
         for source, path in news.moves:
             self._moved_to[source] = path
         if len(self._moved_to) > _MAX_MOVES:
             # They only save transfers.
             self._moved_to.clear()
+        if self._contents is not None:
+            for path, wait_s in self._contents.take_again():
+                self._settle.later(path, False, now + wait_s)
         if news.overflowed and self._rescan_at_s is None:
             # Another overflow soon after the last rescan: rescanning at once, again and again, would only keep us from
             # reading events.
@@ -296,7 +349,9 @@ class SourceTree:
         for path in list(marks):
             while (path := self._moved_to.pop(path, b"")) and path not in marks:
                 marks[path] = False
-        return self._in_transaction(lambda: self._comparer.check(marks.items()), now)
+        written = self._in_transaction(lambda: self._comparer.check(marks.items()), now)
+        self._touched.looked_at(marks)
+        return written
 
     # -- walks
 
@@ -310,6 +365,7 @@ class SourceTree:
             self._rescanned_at_s = now
         if now >= self._poll_at_s:
             self._poll_at_s = now + POLL_UNWATCHED_S
+            self._left_out.look_again(self._root)
             if not self._unpolled:
                 self._unpolled.extend((path, Depth.ONE) for path in self._watcher.unwatched)
 
@@ -390,7 +446,7 @@ class SourceTree:
             times.append(now)
         if self._sweep or self._unpolled:
             times.append(self._sweep_at_s)
-        if self._watcher.unwatched:
+        if self._watcher.unwatched or self._left_out:
             times.append(self._poll_at_s)
         if self._rescan_at_s is not None:
             times.append(self._rescan_at_s)
@@ -402,11 +458,19 @@ class SourceTree:
         self.status = replace(
             self.status,
             sequence=self.journal.last(),
-            waiting=len(self._settle),
+            waiting=len(self._settle) + (self._contents.waiting if self._contents is not None else 0),
             walking=len(self._first) + len(self._sweep),
             watches=len(self._watcher.tree),
             unwatched=len(self._watcher.unwatched),
+            unwatched_paths=_first(self._watcher.unwatched),
             overflows=self._watcher.overflows,
-            skipped=replace(self._disk.skipped),
+            skipped=len(self._left_out.skipped),
+            skipped_paths=_first(self._left_out.skipped),
+            unreadable=len(self._left_out.unreadable),
+            unreadable_paths=_first(self._left_out.unreadable),
             troubles=tuple(self._troubles),
         )
+
+
+def _first(paths: dict[bytes, str]) -> Paths:
+    return tuple(islice(paths.items(), _MAX_NAMED))

@@ -33,6 +33,7 @@ from syncd.source.inotify import (
     Q_OVERFLOW,
     ROOT_MASK,
     UNMOUNT,
+    WROTE,
     Decoder,
     Event,
     Moves,
@@ -64,6 +65,8 @@ class News:
     """path -> whether anything below it may have changed too"""
     moves: list[tuple[bytes, bytes]] = field(default_factory=list)
     """(from, to); both are among the hints"""
+    written: list[bytes] = field(default_factory=list)
+    """files that were written to, under the names that it was done by; they are among the hints too"""
     overflowed: bool = False
     """events were lost: anything may have changed"""
     root_lost: str = ""
@@ -339,6 +342,8 @@ class Inotify:
                 if child_wd is not None and child_wd in self.tree:
                     self.tree.place(child_wd, wd, name)
                 paths.clear()
+        if mask & WROTE and not mask & ISDIR:
+            news.written.append(path)
         if mask & ISDIR and mask & (MOVED_TO | CREATE):
             news.hints[path] = True
         else:

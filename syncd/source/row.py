@@ -16,7 +16,9 @@ UNSURE = -1
 
 
 class Row(NamedTuple):
-    """`mode` is all of st_mode. For directories size and ctime are 0: what is in them is told by its own rows.
+    """`mode` is all of st_mode. For directories size is 0: what is in them is told by its own rows.
+
+    `ctime_ns` of directories and symlinks is their mark (see `io_marks`), or 0 when it was not looked at: never at a copy.
 
     `device` is 0 for the device of the tree's root, so that a disk that gets another number after a reboot changes nothing.
     """
@@ -62,6 +64,17 @@ def to_entry(path: bytes, row: Row, digest: bytes | None = None) -> Entry:
         raise ValueError(f"{path!r} is neither a file, nor a directory, nor a symlink")
     size = size if kind is Kind.FILE else 0
     return Entry(path, kind, mode & 0o7777, size, mtime_ns, target, digest, ctime_ns, (device, inode))
+
+
+def has_other_mark(old: Row, new: Row) -> bool:
+    """Whether a directory's or symlink's owner or extended attributes are others than they were, as far as is known."""
+    return bool(old.ctime_ns) and old.ctime_ns != new.ctime_ns
+
+
+def is_only_marked(old: Row, new: Row) -> bool:
+    """Whether `new` is a directory or symlink as it was, whose owner and extended attributes were not looked at before."""
+    is_news = bool(new.ctime_ns) and not old.ctime_ns
+    return is_news and not stat.S_ISREG(new.mode) and old._replace(ctime_ns=new.ctime_ns) == new
 
 
 def is_same_thing(old: Row, new: Row) -> bool:

@@ -7,7 +7,7 @@ however much is below it, and no path is stored twice. All writing happens withi
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,20 +33,30 @@ _MANY = 8
 """From so many names of a directory on, all its sub-directories are listed rather than each name looked up."""
 
 _PUT = (
-    f"INSERT INTO entries (parent, name, directory, {_ROW}) VALUES (?,?,?,?,?,?,?,?,?,?) "
-    "ON CONFLICT (parent, name) DO UPDATE SET digest=CASE WHEN size=excluded.size AND "
-    "mtime_ns=excluded.mtime_ns AND ctime_ns=excluded.ctime_ns AND inode=excluded.inode THEN digest END, "
+    f"INSERT INTO entries (parent, name, directory, {_ROW}, digest) VALUES (?,?,?,?,?,?,?,?,?,?,?) "
+    "ON CONFLICT (parent, name) DO UPDATE SET digest=coalesce(excluded.digest, CASE WHEN size=excluded.size AND "
+    "mtime_ns=excluded.mtime_ns AND ctime_ns=excluded.ctime_ns AND inode=excluded.inode THEN digest END), "
     "directory=excluded.directory, listed_ns=CASE WHEN inode=excluded.inode THEN listed_ns END, "
     "mode=excluded.mode, size=excluded.size, mtime_ns=excluded.mtime_ns, ctime_ns=excluded.ctime_ns, "
     "device=excluded.device, inode=excluded.inode, target=excluded.target"
 )
 
 
+UNREADABLE = b""
+"""As a digest in the index: it was tried, and the content could not be read. Outside of it such a file has none."""
+
+NO_DIGESTS: Mapping[bytes, bytes] = {}
+
+_UNREAD = "directory IS NULL AND mode & 61440 = 32768 AND digest IS NULL"
+"""Files (S_IFREG of S_IFMT) whose content was not read since it changed."""
+
+
 class Child(NamedTuple):
-    """A name in a directory: its row, and its number when it is a directory itself."""
+    """A name in a directory: its row, its number when it is a directory itself, and the digest of a file's content."""
 
     row: Row
     directory: int | None
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +132,14 @@ class Index:
         place = self._place(path)
         if place is None:
             return None
-        row = self._db.execute(f"SELECT directory, {_ROW} FROM entries WHERE parent=? AND name=?", place).fetchone()
-        return Child(Row._make(row[1:]), row[0]) if row else None
+        sql = f"SELECT directory, digest, {_ROW} FROM entries WHERE parent=? AND name=?"
+        row = self._db.execute(sql, place).fetchone()
+        return Child(Row._make(row[2:]), row[0], row[1] or None) if row else None
 
     def children(self, number: int) -> dict[bytes, Child]:
         """All names in the directory with this number."""
-        rows = self._db.execute(f"SELECT name, directory, {_ROW} FROM entries WHERE parent=?", (number,))
-        return {row[0]: Child(Row._make(row[2:]), row[1]) for row in rows}
+        rows = self._db.execute(f"SELECT name, directory, digest, {_ROW} FROM entries WHERE parent=?", (number,))
+        return {row[0]: Child(Row._make(row[3:]), row[1], row[2] or None) for row in rows}
 
     def subdirectories(self, number: int) -> list[bytes]:
         """The names of the directories in the directory with this number."""
@@ -173,7 +184,7 @@ class Index:
         top = self.get(path)
         if top is None:
             return
-        yield to_entry(path, top.row, self.digest(path))
+        yield to_entry(path, top.row, top.digest)
         stack = [(path, top.directory)]
         while stack:
             above, number = stack.pop()
@@ -183,17 +194,36 @@ class Index:
             deeper = []
             for name, directory, digest, *row in self._db.execute(sql, (number,)).fetchall():
                 below = above + b"/" + name if above else name
-                yield to_entry(below, Row._make(row), digest)
+                yield to_entry(below, Row._make(row), digest or None)
                 if directory is not None:
                     deeper.append((below, directory))
             stack.extend(reversed(deeper))
 
+    def unread(self) -> Size:
+        """How many files have no digest, and their bytes. Reads the whole index."""
+        count, size = self._db.execute(
+            f"SELECT count(*), coalesce(sum(size), 0) FROM entries WHERE {_UNREAD}"
+        ).fetchone()
+        return Size(count, 0, size)
+
+    def unread_files(
+        self, limit: int, after: tuple[int, bytes] = (0, b"")
+    ) -> list[tuple[tuple[int, bytes], bytes, Row]]:
+        """(place, path, row) of at most `limit` files without a digest that come behind the place `after`."""
+        sql = (
+            f"SELECT parent, name, {_ROW} FROM entries WHERE (parent, name) > (?,?) AND {_UNREAD} ORDER BY parent, name"
+        )
+        found = self._db.execute(sql + " LIMIT ?", (*after, limit)).fetchall()
+        paths = [((parent, name), self._path(parent, name), Row._make(row)) for parent, name, *row in found]
+        return [(place, path, row) for place, path, row in paths if path is not None]
+
     # -- within a transaction
 
-    def put(self, path: bytes, row: Row) -> None:
+    def put(self, path: bytes, row: Row, digest: bytes | None = None) -> None:
         """Store what is at `path` now. A directory keeps its number and what is below it; its parent must be there.
 
-        The digest is forgotten unless the row says that the content is the one that was read.
+        Without a new `digest` (UNREADABLE is one too), the old one is forgotten unless the row says that the content is the
+        one that was read.
         """
         place = self._place(path)
         if place is None:
@@ -202,10 +232,12 @@ class Index:
         if row.is_directory:
             number = self.number(path) or self._new_number()
             self._numbers[path] = number
-        self._db.execute(self._put_row, (*place, number, *row))
+        self._db.execute(self._put_row, (*place, number, *row, digest))
 
-    def put_all(self, rows: Iterable[tuple[bytes, Row]]) -> None:
+    def put_all(self, rows: Iterable[tuple[bytes, Row]], digests: Mapping[bytes, bytes] = NO_DIGESTS) -> None:
         """`put` of many (path, row), each path once, directories before what is in them; quick where many share one.
+
+        `digests` of files, by path.
 
         Unlike `put`, it forgets what was below a directory that is something else now.
         """
@@ -224,10 +256,11 @@ class Index:
             files.setdefault(number, []).append((path, row))
         for number, found in files.items():
             if number in empty:
-                self.put_new_files(number, [(path.rpartition(b"/")[2], row) for path, row in found])
+                new = [(path.rpartition(b"/")[2], row, digests.get(path)) for path, row in found]
+                self.put_new_files(number, new)
                 continue
             self._forget_directories(number, [path for path, _ in found])
-            names = [(number, path.rpartition(b"/")[2], None, *row) for path, row in found]
+            names = [(number, path.rpartition(b"/")[2], None, *row, digests.get(path)) for path, row in found]
             self._db.executemany(self._put_row, names)
 
     def _forget_directories(self, number: int, paths: list[bytes]) -> None:
@@ -240,11 +273,11 @@ class Index:
         for path in gone:
             self.remove(path)
 
-    def put_new_files(self, number: int, rows: list[tuple[bytes, Row]]) -> None:
-        """Store files and symlinks that the directory with this number did not have before."""
+    def put_new_files(self, number: int, rows: list[tuple[bytes, Row, bytes | None]]) -> None:
+        """Store files and symlinks (name, row, digest) that the directory with this number did not have before."""
         self._db.executemany(
-            f"INSERT OR REPLACE INTO entries (parent, name, {_ROW}) VALUES (?,?,?,?,?,?,?,?,?)",
-            [(number, name, *row) for name, row in rows],
+            f"INSERT OR REPLACE INTO entries (parent, name, {_ROW}, digest) VALUES (?,?,?,?,?,?,?,?,?,?)",
+            [(number, name, *row, digest) for name, row, digest in rows],
         )
 
     def set_listed(self, path: bytes, listed_ns: int) -> None:
@@ -252,15 +285,30 @@ class Index:
         if (place := self._place(path)) is not None:
             self._db.execute("UPDATE entries SET listed_ns=? WHERE parent=? AND name=?", (listed_ns, *place))
 
-    def set_digest(self, path: bytes, row: Row, digest: bytes) -> bool:
-        """Store the digest of what was read while `path` was `row`; False when the index has moved on meanwhile."""
+    def set_digest(self, path: bytes, row: Row, digest: bytes, ctime_ns: int | None = None) -> bool:
+        """Store the digest of what was read while `path` was `row`; False when the index has moved on meanwhile.
+
+        `ctime_ns`: of the file then, for a row that was not sure of it.
+        """
         place = self._place(path)
         if place is None:
             return False
         sql = (
-            "UPDATE entries SET digest=? WHERE parent=? AND name=? AND size=? AND mtime_ns=? AND ctime_ns=? AND inode=?"
+            "UPDATE entries SET digest=?, ctime_ns=? "
+            "WHERE parent=? AND name=? AND size=? AND mtime_ns=? AND ctime_ns=? AND inode=?"
         )
-        return self._db.execute(sql, (digest, *place, row.size, row.mtime_ns, row.ctime_ns, row.inode)).rowcount > 0
+        new = row.ctime_ns if ctime_ns is None else ctime_ns
+        values = (digest, new, *place, row.size, row.mtime_ns, row.ctime_ns, row.inode)
+        return self._db.execute(sql, values).rowcount > 0
+
+    def forget_digest(self, path: bytes) -> None:
+        """Nothing is known of the content at `path` any more."""
+        if (place := self._place(path)) is not None:
+            self._db.execute("UPDATE entries SET digest=NULL WHERE parent=? AND name=?", place)
+
+    def retry_unreadable(self) -> None:
+        """What could not be read counts as not read yet."""
+        self._db.execute("UPDATE entries SET digest=NULL WHERE digest=?", (UNREADABLE,))
 
     def inodes(self, path: bytes) -> set[tuple[int, int]]:
         """(device, inode) of the file at `path`, or of all files below it."""
@@ -318,7 +366,7 @@ class Index:
         """The digest of the content at `path`, if it was read since it changed."""
         place = self._place(path)
         row = place and self._db.execute("SELECT digest FROM entries WHERE parent=? AND name=?", place).fetchone()
-        return row[0] if row else None
+        return row[0] or None if row else None
 
     def _path(self, parent: int, name: bytes) -> bytes | None:
         names = [name]

@@ -29,18 +29,22 @@ _MAX_CHILDREN = 10_000
 _MAX_CHILD_LEN = 255
 _OPS = {op.value: op for op in Op}
 _UPSERT = Op.UPSERT.value
-_INSERT = "INSERT INTO changes (sequence, op, path, source, at_s, mode, size, mtime_ns, target) VALUES (%s)"
+_INSERT = "INSERT INTO changes (sequence, op, path, source, at_s, mode, size, mtime_ns, target, digest) VALUES (%s)"
 _Row = tuple[Any, ...]
 """Of the table of changes, without the time."""
 
 
 class Draft(NamedTuple):
-    """A change that has no sequence number yet. `row` comes with UPSERT and RENAME, `source` with RENAME."""
+    """A change that has no sequence number yet. `row` comes with UPSERT and RENAME, `source` with RENAME.
+
+    `digest`: of the content, where it is known and to be told.
+    """
 
     op: Op
     path: bytes
     row: Row | None = None
     source: bytes = b""
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +93,16 @@ class Journal:
         upserts: list[tuple[Any, ...]] = []
         others: list[tuple[Any, ...]] = []
         sequence = last = self.last()
-        for sequence, (op, path, row, source) in enumerate(drafts, last + 1):
+        for sequence, (op, path, row, source, digest) in enumerate(drafts, last + 1):
             if op is Op.UPSERT and row is not None and not source:
-                upserts.append((sequence, path, at_s, row.mode, row.size, row.mtime_ns, row.target))
+                upserts.append((sequence, path, at_s, row.mode, row.size, row.mtime_ns, row.target, digest))
             elif row is not None:
-                others.append((sequence, op.value, path, source, at_s, row.mode, row.size, row.mtime_ns, row.target))
+                what = (row.mode, row.size, row.mtime_ns, row.target, digest)
+                others.append((sequence, op.value, path, source, at_s, *what))
             else:
-                others.append((sequence, op.value, path, source, at_s, None, None, None, None))
-        self._db.executemany(_INSERT % "?,'u',?,x'',?,?,?,?,?", upserts)
-        self._db.executemany(_INSERT % "?,?,?,?,?,?,?,?,?", others)
+                others.append((sequence, op.value, path, source, at_s, None, None, None, None, None))
+        self._db.executemany(_INSERT % "?,'u',?,x'',?,?,?,?,?,?", upserts)
+        self._db.executemany(_INSERT % "?,?,?,?,?,?,?,?,?,?", others)
         if sequence > last:
             set_fact(self._db, "last_sequence", sequence)
         return sequence
@@ -149,7 +154,7 @@ class Journal:
 
     def _rows(self, after: int, limit: int) -> list[_Row]:
         return self._db.execute(
-            "SELECT sequence, op, path, source, mode, size, mtime_ns, target FROM changes "
+            "SELECT sequence, op, path, source, mode, size, mtime_ns, target, digest FROM changes "
             "WHERE sequence>? ORDER BY sequence LIMIT ?",
             (after, limit),
         ).fetchall()
@@ -195,6 +200,6 @@ class Journal:
 
 
 def _change(row: _Row) -> Change:
-    sequence, op, path, source, mode, size, mtime_ns, target = row
-    entry = None if mode is None else to_entry(path, Row(mode, size, mtime_ns, 0, 0, 0, target))
+    sequence, op, path, source, mode, size, mtime_ns, target, digest = row
+    entry = None if mode is None else to_entry(path, Row(mode, size, mtime_ns, 0, 0, 0, target), digest)
     return Change(sequence, _OPS[op], path, entry, source)

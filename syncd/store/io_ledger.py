@@ -15,7 +15,7 @@ from syncd.model import Entry
 from syncd.source.row import to_entry
 from syncd.store.io_index import Child, Index, Size
 from syncd.store.io_journal import CompareManifests, Journal
-from syncd.store.io_store import fact, open_store, set_fact, transaction
+from syncd.store.io_store import SEALED, fact, open_store, set_fact, transaction
 from syncd.store.manifest import Manifest
 from syncd.transfer import wire
 
@@ -123,6 +123,27 @@ class Ledger:
         with transaction(self._db):
             set_fact(self._db, "signed_root", blob)
 
+    def kept(self, name: str) -> bytes:
+        """What `keep` stored under a name of the caller's own; b"" when there is nothing."""
+        found = fact(self._db, f"kept:{name}")
+        return found if isinstance(found, bytes) else b""
+
+    def keep(self, name: str, value: bytes) -> None:
+        """Store something small with the tree."""
+        with transaction(self._db):
+            set_fact(self._db, f"kept:{name}", value)
+
+    def is_sealed(self) -> bool:
+        """Whether hashes cover contents: see `set_sealed`."""
+        return bool(fact(self._db, SEALED))
+
+    def set_sealed(self, sealed: bool) -> None:
+        """From now on hashes cover contents, or do not."""
+        if self.is_sealed() == sealed:
+            return
+        with transaction(self._db):
+            set_fact(self._db, SEALED, int(sealed))
+
     @contextmanager
     def _snapshot(self) -> Iterator[int]:
         """A read transaction with the manifest brought up to it; the journal's last sequence number."""
@@ -139,7 +160,9 @@ class Ledger:
 
     def _follow(self) -> int:
         last, looked = self._journal.last(), int(fact(self._db, "quiet_looks") or 0)
-        if self._known is None or self._known[1] != looked:
+        sealed = self.is_sealed()
+        if self._known is None or self._known[1] != looked or self._manifest.sealed != sealed:
+            self._manifest.sealed = sealed
             self._manifest.forget(b"")
         elif self._known[0] != last:
             changes = self._journal.since(self._known[0], MAX_FOLLOWED)
@@ -161,4 +184,4 @@ class Ledger:
             return
         prefix = path + b"/" if path else b""
         for name, child in self._index.children(number).items():
-            yield to_entry(prefix + name, child.row)
+            yield to_entry(prefix + name, child.row, child.digest)

@@ -24,13 +24,15 @@ def sign(ledger: Ledger, tree: str, seed: bytes, last: Root | None) -> Root:
         with suppress(ManifestError):
             last = verify_root(blob, public_key(seed), tree, None)
     root_hash, sequence = ledger.root_hash()
-    if last is not None and (last.root_hash, last.sequence) == (root_hash, sequence):
+    sealed = ledger.is_sealed()
+    if last is not None and (last.root_hash, last.sequence, last.sealed) == (root_hash, sequence, sealed):
         return last
     # Wall seconds, so that versions go on growing when the index was lost; and people can read them.
     version = int(time.time())
     if last is not None:
-        version = last.version if last.root_hash == root_hash else max(version, last.version + 1)
-    root = Root(tree, version, root_hash, sequence, time.time())
+        is_same = (last.root_hash, last.sealed) == (root_hash, sealed)
+        version = last.version if is_same else max(version, last.version + 1)
+    root = Root(tree, version, root_hash, sequence, time.time(), sealed)
     ledger.keep_root(sign_root(root, seed))
     return root
 

@@ -18,7 +18,12 @@ from pathlib import Path
 
 from core.errors import NearpathError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: changes carry digests of contents. A store of format 1 is taken over."""
+SEALED = "sealed"
+"""The fact that says whether the tree's hashes cover contents: at the origin whether every content was read, at a copy what
+the newest root says that the origin signed."""
+
 _CACHE_KIB = 32_768
 
 _SCHEMA = """
@@ -33,7 +38,8 @@ CREATE UNIQUE INDEX entries_directory ON entries (directory) WHERE directory IS 
 CREATE INDEX entries_inode ON entries (inode);
 CREATE TABLE changes (
   sequence INTEGER PRIMARY KEY, op TEXT NOT NULL, path BLOB NOT NULL, source BLOB NOT NULL, at_s REAL NOT NULL,
-  mode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, device INTEGER, inode INTEGER, target BLOB);
+  mode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, device INTEGER, inode INTEGER, target BLOB,
+  digest BLOB);
 CREATE TABLE cursors (child TEXT PRIMARY KEY, sequence INTEGER NOT NULL, seen_s REAL NOT NULL) WITHOUT ROWID;
 """
 
@@ -89,6 +95,9 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
             set_fact(db, "last_sequence", 0)
             set_fact(db, "floor", 0)
             set_fact(db, "next_directory", 1)
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        elif version == 1:
+            db.execute("ALTER TABLE changes ADD COLUMN digest BLOB")
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
             raise StoreError(

@@ -326,7 +326,7 @@ def _differences(
     ours = local.leaves(path)
     for leaf in theirs:
         mine = ours.pop(leaf.entry.path, None)
-        if mine is None or _is_different(mine.entry, leaf.entry, local.sealed):
+        if mine is None or _is_different(mine.entry, leaf.entry):
             changes.append(Change(0, Op.UPSERT, leaf.entry.path, leaf.entry))
         if leaf.entry.kind is Kind.DIRECTORY and leaf.entry.path:
             known = mine.tree_hash if mine and mine.entry.kind is Kind.DIRECTORY else EMPTY
@@ -335,7 +335,7 @@ def _differences(
     changes.extend(Change(0, Op.DELETE, gone) for gone in ours if gone)
 
 
-def _is_different(mine: Entry, theirs: Entry, sealed: bool) -> bool:
+def _is_different(mine: Entry, theirs: Entry) -> bool:
     """Whether two entries of one path would be encoded differently (sub-directories' hashes apart)."""
     return (
         mine.kind is not theirs.kind
@@ -343,5 +343,6 @@ def _is_different(mine: Entry, theirs: Entry, sealed: bool) -> bool:
         or mine.size != theirs.size
         or mine.mtime_ns != theirs.mtime_ns
         or mine.target != theirs.target
-        or (sealed and mine.kind is Kind.FILE and mine.digest != theirs.digest)
+        # Who says nothing of a content (a node that the seal has not come to yet) does not say that ours is another.
+        or (theirs.digest is not None and mine.digest != theirs.digest)
     )

@@ -113,7 +113,7 @@ def _check_forward(root: Root, last: Root) -> None:
     if last.sealed and not root.sealed:
         raise ManifestError(
             f"the root of tree {root.tree!r} no longer covers contents",
-            "the origin switched `sealed` off: `syncd trust`",
+            "did the origin switch `contents: signed` off? then `syncd trust`",
         )
 
 

@@ -55,14 +55,15 @@ class PackedChanges(Sequence[Change]):
         return self._changes
 
 
-def pack_upserts(rows: Iterable[tuple[int, bytes, int, int, int, bytes]]) -> bytes:
-    """As `pack_changes`, of upserts given as (sequence, path, st_mode, size, mtime_ns, target)."""
+def pack_upserts(rows: Iterable[tuple[int, bytes, int, int, int, bytes, bytes | None]]) -> bytes:
+    """As `pack_changes`, of upserts given as (sequence, path, st_mode, size, mtime_ns, target, digest)."""
     parts: list[bytes] = []
     pack = _HEAD.pack
-    for sequence, path, mode, size, mtime_ns, target in rows:
+    for sequence, path, mode, size, mtime_ns, target, digest in rows:
         form = _FORMS[stat.S_IFMT(mode)]
-        head = pack(b"u", sequence, form, _MARK, mode & 0o7777, size, mtime_ns, len(path), 0, len(target), 0)
-        parts += (head, path, target)
+        flag = 0 if digest is None else 1
+        head = pack(b"u", sequence, form, _MARK, mode & 0o7777, size, mtime_ns, len(path), 0, len(target), flag)
+        parts += (head, path, target, digest) if digest is not None else (head, path, target)
     return b"".join(parts)
 
 

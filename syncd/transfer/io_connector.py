@@ -5,15 +5,21 @@
 Without the options NEARPATH_NODE, NEARPATH_TOKEN_FILE and NEARPATH_CA are taken. The token is in a file, never among the
 arguments, which every user of a host can read. It runs once per batch of files, and its start is part of what a change
 takes to become visible: so it is one poll loop on the standard library, and imports nothing else of ours.
+
+NEARPATH_PURSE: a file by which all streams of a tree keep a limit together, see `io_pace`.
 """
 
 from __future__ import annotations
 
+import fcntl
+import math
 import os
 import select
 import socket
 import ssl
+import struct
 import sys
+import time
 from contextlib import suppress
 
 EX_USAGE = 64
@@ -26,6 +32,13 @@ LINGER_S = 10.0
 _BUFFER_BYTES = 256 * 1024
 _MAX_HEAD_BYTES = 16 * 1024
 _UPGRADE = "nearpath-rsync"  # as in wire.py, which would take longer to import than the handshake takes
+PURSE = struct.Struct("=qdd")
+"""Bytes a second (0: no limit), bytes that may be received now (less than none: owed), and when that was so (monotonic)."""
+_GRAIN_S = 0.05
+"""What is owed is paid for with pauses of about so long."""
+_MAX_GRAIN_BYTES = 64 * 1024
+_MAX_PAUSE_S = 1.0
+"""Then it is looked again at what the limit is."""
 _SETTINGS = {"--node": "NEARPATH_NODE", "--token-file": "NEARPATH_TOKEN_FILE", "--ca": "NEARPATH_CA"}
 
 
@@ -123,7 +136,52 @@ def _body(sock: socket.socket, head: bytes, data: bytes) -> bytes:
     return data
 
 
-def copy(sock: socket.socket, first: bytes, source: int = 0, sink: int = 1) -> None:
+class Purse:
+    """What may be received, shared with other processes that have the same file open."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def pause_s(self) -> tuple[float, int]:
+        """(how long to receive nothing, how much at once then)."""
+        limit, level, _ = self._read()
+        if limit <= 0:
+            return 0.0, 65536
+        grain = max(1024, min(_MAX_GRAIN_BYTES, int(limit * _GRAIN_S)))
+        return (min(_MAX_PAUSE_S, -level / limit) if level < 0 else 0.0), grain
+
+    def spend(self, size: int) -> None:
+        """So much was received."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
+            limit, level, now = self._read()
+            if limit > 0:
+                os.pwrite(self._fd, PURSE.pack(limit, level - size, now)[8:], 8)
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _read(self) -> tuple[int, float, float]:
+        """(limit, level, now): the level has grown since it was written, but nobody saves for more than a moment."""
+        data = os.pread(self._fd, PURSE.size, 0)
+        if len(data) < PURSE.size:
+            return 0, 0.0, 0.0
+        limit, level, at_s = PURSE.unpack(data)
+        now = time.monotonic()
+        return limit, min(level + max(0.0, now - at_s) * limit, limit * _GRAIN_S), now
+
+
+def open_purse() -> Purse | None:
+    """The purse of NEARPATH_PURSE, if there is to be one."""
+    file = os.environ.get("NEARPATH_PURSE")
+    if not file:
+        return None
+    try:
+        return Purse(os.open(file, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise ConnectorError(f"the limit cannot be read: {error}", EX_USAGE) from None
+
+
+def copy(sock: socket.socket, first: bytes, source: int = 0, sink: int = 1, purse: Purse | None = None) -> None:
     """Copy `source` to the connection and the connection to `sink` until the parent is done, or rsync is gone.
 
     rsync hands over non-blocking descriptors, so nothing is written before poll says that it can be.
@@ -133,18 +191,24 @@ def copy(sock: socket.socket, first: bytes, source: int = 0, sink: int = 1) -> N
         os.set_blocking(fd, False)
     up, down = bytearray(), bytearray(first)
     reading, receiving, want_write = True, True, False
+    pause_s, at_once = 0.0, 65536
     while receiving or down:
+        if purse is not None:
+            pause_s, at_once = purse.pause_s()
         poll = select.poll()
         poll.register(sink, select.POLLOUT if down else 0)  # 0: told when rsync is gone, all the same
         if reading and len(up) < _BUFFER_BYTES:
             poll.register(source, select.POLLIN)
-        room = receiving and len(down) < _BUFFER_BYTES
+        room = receiving and len(down) < _BUFFER_BYTES and not pause_s
         events = (select.POLLIN if room else 0) | (select.POLLOUT if up or want_write else 0)
         if events:
             poll.register(sock, events)
         held = room and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-        ready = dict(poll.poll(0 if held else None if reading else LINGER_S * 1000))
+        wait_ms = math.ceil(pause_s * 1000) if pause_s else None if reading else LINGER_S * 1000
+        ready = dict(poll.poll(0 if held else wait_ms))
         if not ready and not held:
+            if pause_s:
+                continue
             return  # rsync closed its end, and the parent has no more to say
         if ready.get(sink, 0) & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
             return
@@ -160,7 +224,10 @@ def copy(sock: socket.socket, first: bytes, source: int = 0, sink: int = 1) -> N
                 if not reading and not up:
                     _say_end(sock)
             if room:
-                receiving, want_write = _receive(sock, down)
+                before = len(down)
+                receiving, want_write = _receive(sock, down, at_once)
+                if purse is not None and len(down) > before:
+                    purse.spend(len(down) - before)
 
 
 def _take(source: int, up: bytearray) -> bool:
@@ -178,10 +245,10 @@ def _send(sock: socket.socket, up: bytearray) -> None:
         del up[: sock.send(bytes(up[:65536]))]  # TLS wants the same bytes again after a WANT: they stay at the front
 
 
-def _receive(sock: socket.socket, down: bytearray) -> tuple[bool, bool]:
+def _receive(sock: socket.socket, down: bytearray, at_once: int) -> tuple[bool, bool]:
     """(whether more may come, whether TLS wants to write first)."""
     try:
-        data = sock.recv(65536)
+        data = sock.recv(at_once)
     except ssl.SSLWantWriteError:
         return True, True
     except (BlockingIOError, ssl.SSLWantReadError):
@@ -201,12 +268,13 @@ def main(arguments: list[str]) -> int:
     """The program; returns its exit status."""
     try:
         settings, url, tree = parse_arguments(arguments)
+        purse = open_purse()
         sock, first = connect(settings, url, tree)
     except ConnectorError as error:
         print(f"syncd connector: {error}", file=sys.stderr)
         return error.status
     try:
-        copy(sock, first)
+        copy(sock, first, purse=purse)
     except BrokenPipeError:
         return 0  # rsync is gone: it knows why
     except OSError as error:

@@ -55,7 +55,7 @@ class Parent:
 
     def __init__(self, url: str, node: str, token_file: str, ca: str = "", stager: Stager | None = None) -> None:
         self.has_files = True
-        self.url = url.rstrip("/")
+        self.url = self.where = url.rstrip("/")
         self.node = wire.check_node(node)
         self._token_file = token_file
         self._ca = ca

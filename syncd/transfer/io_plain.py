@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 from core import config_sync
-from syncd.model import Change, Entry
+from syncd.model import Entry
 from syncd.source.row import Written
 from syncd.transfer.io_parent import ParentError
 from syncd.transfer.io_rsync import end, environment
-from syncd.transfer.plain import look_arguments, parse_look, transport_of
+from syncd.transfer.plain import Look, is_of_root, look_arguments, parse_look, parse_unread, transport_of, unread_text
 from syncd.transfer.rsync import Rsyncd, Ssh, Verdict, meaning
 
 MAX_SAID_BYTES = 256 << 20
@@ -19,6 +19,8 @@ MAX_SAID_BYTES = 256 << 20
 _MAX_WRONG_BYTES = 64 * 1024
 """Of what rsync says on its standard error, the last so many are kept."""
 _CHUNK_BYTES = 256 * 1024
+_PARTLY = 23
+"""rsync's exit code when something could not be listed; 24 is of names that vanished meanwhile: a live tree."""
 
 
 class PlainParent:
@@ -28,7 +30,7 @@ class PlainParent:
 
     def __init__(self, config: config_sync.Parent) -> None:
         self.every_s = config.every
-        self.place = config.place or ""
+        self.place = self.where = config.place or ""
         self._transport = transport_of(self.place, config.password_file)
 
     def connector(self, _tree: str) -> Ssh | Rsyncd:
@@ -49,8 +51,8 @@ class PlainParent:
     async def close(self) -> None:
         """There is nothing to close."""
 
-    async def differences(self, root: str) -> list[Change]:
-        """What is different there from the directory `root`. ParentError when the server cannot be asked."""
+    async def differences(self, root: str) -> Look:
+        """What is different there from the directory `root`. ParentError when nothing can be listed there."""
         arguments = look_arguments(self._transport, root)
         process = await asyncio.create_subprocess_exec(
             *arguments,
@@ -68,11 +70,25 @@ class PlainParent:
         except BaseException:
             await end(process)
             raise
-        verdict, text = meaning(process.returncode or 0)
+        return self._judge(process.returncode or 0, said, wrong)
+
+    def _judge(self, code: int, said: bytes, wrong: bytes) -> Look:
+        verdict, text = meaning(code)
         if verdict not in (Verdict.DONE, Verdict.PARTIAL):
             last = wrong.decode("utf-8", "replace").strip().splitlines()[-2:]
             raise ParentError(f"{self.place}: {text}", " ".join(last)[:300] or "tried again")
-        return parse_look(re.split(rb"\n", said), with_deletes=verdict is Verdict.DONE)
+        changes = parse_look(re.split(rb"\n", said), with_deletes=verdict is Verdict.DONE)
+        if code != _PARTLY:
+            return Look(changes, is_settled=verdict is Verdict.DONE)
+        unread = parse_unread(wrong)
+        if root := next((fault for fault in unread if is_of_root(fault)), None):
+            where = root.path.decode("utf-8", "backslashreplace")
+            raise ParentError(
+                f"{self.place}: {where!r} cannot be listed: {root.why}",
+                "is it there, mounted, and readable for the rsync there (its `uid`, or the ssh user)?",
+            )
+        what, fix = unread_text(self.place, unread, wrong)
+        return Look(changes, unread, f"{what}: {fix}")
 
     async def _said(self, stream: asyncio.StreamReader) -> bytes:
         """All that is said, which a hostile server could go on with for ever."""

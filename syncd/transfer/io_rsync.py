@@ -6,11 +6,15 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 
 from syncd.publish.plan import Fetch
+from syncd.transfer.loss import Loss
+from syncd.transfer.plain import LOOK_FORMAT
 from syncd.transfer.rsync import (
     MAX_ERRORS_KEPT,
     NO_DATA,
@@ -21,11 +25,15 @@ from syncd.transfer.rsync import (
     Result,
     RsyncError,
     Transport,
+    attribute_arguments,
+    dry_arguments,
     files_from,
     judge,
     parse_line,
+    parse_unlike,
     pull_arguments,
     push_arguments,
+    unlike_arguments,
     whole_arguments,
 )
 from syncd.transfer.streams import share
@@ -57,7 +65,7 @@ async def pull(
     slowest_bytes_s = min(SLOWEST_BYTES_S, options.limit_bytes_s // 4 or SLOWEST_BYTES_S)
     try:
         async with asyncio.timeout(PATIENCE_S + size / slowest_bytes_s):
-            return await _run(pull_arguments(transport, options, stage), paths, watch)
+            return await _run(pull_arguments(transport, options, stage), paths, watch, purse=options.purse)
     except TimeoutError:
         return judge(paths, (), (), NO_DATA)
 
@@ -67,20 +75,50 @@ async def pull_all(
     options: Options,
     stage: str,
     batches: Sequence[Sequence[Fetch]],
-    watch: Watcher = ignore,
+    watch: Callable[[], Watcher] = lambda: ignore,
     streams: int = 4,
 ) -> list[Result]:
-    """`pull` of each batch, `streams` at a time, which share the bandwidth limit; results in order of batches."""
+    """`pull` of each batch, `streams` at a time, which share the bandwidth limit; results in order of batches.
+
+    `watch` makes a watcher for each.
+    """
     gate = asyncio.Semaphore(streams)
     limit = share(options.limit_bytes_s, min(streams, len(batches)))
 
     async def one(batch: Sequence[Fetch]) -> Result:
         async with gate:
-            return await pull(transport, replace(options, limit_bytes_s=limit), stage, batch, watch)
+            return await pull(transport, replace(options, limit_bytes_s=limit), stage, batch, watch())
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(batch)) for batch in batches]
     return [task.result() for task in tasks]
+
+
+async def pull_attributes(transport: Transport, options: Options, room: str, paths: Sequence[bytes]) -> Result:
+    """Bring directories and symlinks, with nothing in them, to the directory `room`, for their attributes."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await _run(attribute_arguments(transport, options, room), _named(paths), ignore)
+    except TimeoutError:
+        return judge(paths, (), (), NO_DATA)
+
+
+async def find_unlike(
+    transport: Transport, options: Options, root: str, paths: Sequence[bytes]
+) -> tuple[Result, list[tuple[bytes, str]]]:
+    """Which of `paths` have other attributes at the parent than below `root`, and which; nothing is changed."""
+    found: list[tuple[bytes, str]] = []
+
+    def take(line: bytes) -> None:
+        if (told := parse_unlike(line)) is not None:
+            found.append(told)
+
+    return await _run(unlike_arguments(transport, options, root), _named(paths), ignore, take), found
+
+
+def _named(paths: Sequence[bytes]) -> list[bytes]:
+    """Paths as rsync can be asked for them: the root has no name."""
+    return [path or b"./" for path in paths]
 
 
 async def push(
@@ -92,19 +130,41 @@ async def push(
     watch: Watcher = ignore,
 ) -> Result:
     """Bring `paths` from `root` to a plain mirror: one rsync. With `delete`, paths that are gone here are deleted there."""
-    return await _run(push_arguments(transport, options, root, delete), paths, watch)
+    return await _run(push_arguments(transport, options, root, delete), _named(paths), watch)
 
 
-async def push_whole(transport: Transport, options: Options, root: str, delete: bool) -> Result:
-    """Bring all of `root` to a plain mirror, compared by rsync; with `delete`, what is not here goes there, at the end."""
-    return await _run(whole_arguments(transport, options, root, delete), (), ignore)
+async def push_whole(
+    transport: Transport, options: Options, root: str, delete: bool = False, most: int | None = None
+) -> Result:
+    """Bring all of `root` to a plain mirror, compared by rsync; with `delete`, what is not here goes there, at the end.
+
+    Not more than `most` entries.
+    """
+    return await _run(whole_arguments(transport, options, root, delete, most), (), ignore)
 
 
-async def _run(arguments: Sequence[str], paths: Sequence[bytes], watch: Watcher) -> Result:
+async def find_loss(
+    transport: Transport, options: Options, root: str, paths: Sequence[bytes] | None, delete: bool
+) -> tuple[Result, Loss]:
+    """What `push` of these paths, or `push_whole` without, would take away from the mirror; nothing is changed."""
+    loss = Loss()
+    arguments = (whole_arguments if paths is None else push_arguments)(transport, options, root, delete)
+    return await _run(dry_arguments(arguments, LOOK_FORMAT), paths or (), ignore, loss.take), loss
+
+
+async def _run(
+    arguments: Sequence[str],
+    paths: Sequence[bytes],
+    watch: Watcher,
+    see: Callable[[bytes], None] | None = None,
+    purse: str = "",
+) -> Result:
     arrived: set[bytes] = set()
     faults: list[Fault] = []
 
     def take(line: bytes) -> None:
+        if see is not None:
+            see(line)
         said = parse_line(line)
         if isinstance(said, Fault):
             if len(faults) < MAX_ERRORS_KEPT:
@@ -114,7 +174,7 @@ async def _run(arguments: Sequence[str], paths: Sequence[bytes], watch: Watcher)
                 arrived.add(said.path)
             watch(said)
 
-    process = await _start(arguments)
+    process = await _start([arguments[0], *_told_here(arguments[0]), *arguments[1:]], purse)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -129,6 +189,20 @@ async def _run(arguments: Sequence[str], paths: Sequence[bytes], watch: Watcher)
     return judge(paths, arrived, faults, code)
 
 
+@lru_cache
+def _told_here(binary: str) -> tuple[str, ...]:
+    """What makes the other side tell its errors on the stream: since 3.2.3 they go to its own standard error, unread.
+
+    Releases before that do so, and do not know the option.
+    """
+    try:
+        said = subprocess.run([binary, "--version"], capture_output=True, check=False, timeout=STOP_S).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    found = re.search(rb"rsync +version v?(\d+)\.(\d+)\.(\d+)", said)
+    return ("--stderr=client",) if found and tuple(int(part) for part in found.groups()) >= (3, 2, 3) else ()
+
+
 def environment() -> dict[str, str]:
     """What rsync is started with: this process's environment without what would change its ways or its words."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RSYNC_")}
@@ -136,14 +210,14 @@ def environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C"}
 
 
-async def _start(arguments: Sequence[str]) -> asyncio.subprocess.Process:
+async def _start(arguments: Sequence[str], purse: str = "") -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment(),
+            env={**environment(), **({"NEARPATH_PURSE": purse} if purse else {})},
             start_new_session=True,
         )
     except FileNotFoundError:

@@ -90,6 +90,8 @@ class Serving:
     owner: tuple[int, int] | None = None
     chroot: bool = False
     exclude: tuple[str, ...] = ()
+    config_dir: str = ""
+    """where the configuration of each stream lies while it runs, see `io_splice.clear_configs`; default: the system's"""
 
 
 class Server:
@@ -250,7 +252,7 @@ class Server:
                     config = daemon_config(
                         wire.MODULE, root, owner=serving.owner, chroot=serving.chroot, exclude=serving.exclude
                     )
-                    async with rsync_process(serving.binary, config, self._ending) as process:
+                    async with rsync_process(serving.binary, config, self._ending, serving.config_dir) as process:
                         return await self._splice(request, process, node)
                 except RsyncError as error:
                     raise _refuse(503, f"the parent cannot serve this tree by rsync: {error}") from None

@@ -13,14 +13,16 @@ from syncd.model import Entry
 from syncd.publish.io_below import Below, is_directory, remove_all
 from syncd.publish.io_publish import explained
 from syncd.publish.steps import PublishError
+from syncd.source.io_digest import digest_of
 from syncd.source.row import Row, Written
 from syncd.transfer import wire
+from syncd.transfer.rsync import UNREADABLE
+from syncd.transfer.small import WRONG_CONTENT
 from syncd.transfer.wire import Answer, Content, Lack, Linked
 
 VANISHED = "it vanished at the parent"
 CHANGED = "it changed again at the parent"
 NO_FILE = "it is no longer a file at the parent"
-UNREADABLE = "it cannot be read at the parent"
 """The first three as `rsync.parse_line` and `io_publish.check_staged` say them."""
 
 _WHY = {
@@ -145,6 +147,8 @@ def stage_files(
 ) -> dict[bytes, str]:
     """Write each file that came as its entry announced it to its path below `stage`; the others, each with the reason.
 
+    As announced: of its size, its time and, where there is one, its digest.
+
     `answers` are to the first so many of `entries`; what was written is added to `written`. DiskFull, or another
     PublishError, when the disk refuses: files that were written before stay, and a partial one does not.
     """
@@ -169,7 +173,7 @@ def stage_files(
 
 
 def _is_one_file(one: Entry, other: Entry) -> bool:
-    return (one.mode, one.size, one.mtime_ns) == (other.mode, other.size, other.mtime_ns)
+    return (one.mode, one.size, one.mtime_ns, one.digest) == (other.mode, other.size, other.mtime_ns, other.digest)
 
 
 def _stage(below: Below, entry: Entry, answer: Answer, link: bytes, written: Written) -> str:
@@ -179,6 +183,8 @@ def _stage(below: Below, entry: Entry, answer: Answer, link: bytes, written: Wri
     assert isinstance(answer, Content)  # decode_files lets a link lead to nothing else
     if len(answer.content) != entry.size or answer.mtime_ns != entry.mtime_ns:
         return CHANGED
+    if entry.digest is not None and digest_of(answer.content) != entry.digest:
+        return WRONG_CONTENT
     if not link:
         try:
             written[entry.path] = _write(*below.at(entry.path), entry, answer.content)

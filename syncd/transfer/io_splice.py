@@ -15,21 +15,30 @@ from syncd.transfer.io_rsync import environment
 from syncd.transfer.rsync import RsyncError, daemon_command
 
 CHUNK_BYTES = 256 * 1024
+_PREFIX, _SUFFIX = "syncd-rsyncd-", ".conf"
 _STOP_S = 2.0
 _LAST_S = 15.0
 """For the last bytes of a stream to reach a child that reads slowly."""
 
 
+def clear_configs(config_dir: str) -> None:
+    """Make the directory for configurations of rsync's daemon, and remove those that a killed syncd left there."""
+    os.makedirs(config_dir, mode=0o700, exist_ok=True)
+    for name in os.listdir(config_dir):
+        if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
+            os.unlink(os.path.join(config_dir, name))
+
+
 @asynccontextmanager
 async def rsync_process(
-    binary: str, config: str, ending: set[asyncio.Task[object]]
+    binary: str, config: str, ending: set[asyncio.Task[object]], config_dir: str = ""
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """rsync's daemon with `config` on pipes; it is gone when this ends. RsyncError when it cannot be started.
 
-    `ending`: where the end of it is noted, which goes on when this is cancelled.
+    `ending`: where the end of it is noted, which goes on when this is cancelled. `config_dir`: see `clear_configs`.
     """
     # A file with a name: rsync 3.5.0 closes the descriptors that it inherits. Only this user can read or change it.
-    with tempfile.NamedTemporaryFile(prefix="syncd-rsyncd-", suffix=".conf") as file:
+    with tempfile.NamedTemporaryFile(prefix=_PREFIX, suffix=_SUFFIX, dir=config_dir or None) as file:
         file.write(config.encode("utf-8", "surrogateescape"))
         file.flush()
         try:

@@ -19,6 +19,8 @@ PARTIAL_DIR = ".~partial~"
 MARK = "np:"
 OUT_FORMAT = f"{MARK}%i %b %l %n"
 """With %b (bytes sent) in it, rsync prints the line when the file is whole, not when it begins."""
+UNLIKE_FORMAT = "np:%i %n"
+UNREADABLE = "it cannot be read at the parent"
 MAX_ERRORS_KEPT = 10_000
 
 
@@ -55,6 +57,8 @@ class Rsyncd:
     module: str
     port: int = 873
     password_file: str = ""
+    user: str = ""
+    """whom it asks a password of; "": rsync takes the login it runs under"""
 
 
 Transport = Connector | Ssh | Rsyncd
@@ -77,6 +81,8 @@ class Options:
     basis: str = ""
     limit_bytes_s: int = 0
     """0: no limit"""
+    purse: str = ""
+    """of `io_pace`: our connector keeps the limit that stands there; `limit_bytes_s` is the lowest it may be"""
     timeout_s: int = 60
     binary: str = "rsync"
 
@@ -84,7 +90,47 @@ class Options:
 def pull_arguments(transport: Transport, options: Options, stage: str) -> list[str]:
     """The command that brings the files listed on its standard input from `transport` to the directory `stage`."""
     here = ["--no-implied-dirs", "--omit-dir-times", f"--partial-dir={options.partial}", *_basis(options)]
-    return [*_common(transport, options), *here, _place(transport), _directory(stage)]
+    return [*_common(transport, options), *here, place_argument(transport), _directory(stage)]
+
+
+def attribute_arguments(transport: Transport, options: Options, room: str) -> list[str]:
+    """The command that brings the directories and symlinks listed on its standard input to `room`, with nothing in them.
+
+    Directories may be entered by us there, whatever their mode is.
+    """
+    arguments = [
+        *_attributes(options),
+        "--links",
+        "--no-implied-dirs",
+        "--chmod=D0700",
+        f"--timeout={options.timeout_s}",
+    ]
+    return [
+        *arguments,
+        "-ii",
+        f"--out-format={OUT_FORMAT}",
+        *shell_arguments(transport),
+        place_argument(transport),
+        _directory(room),
+    ]
+
+
+def unlike_arguments(transport: Transport, options: Options, root: str) -> list[str]:
+    """The dry run that tells which of the paths listed on its standard input have other attributes below `root`."""
+    arguments = [*_attributes(options), "--dry-run", "--links", "--size-only", f"--timeout={options.timeout_s}"]
+    return [
+        *arguments,
+        "-i",
+        f"--out-format={UNLIKE_FORMAT}",
+        *shell_arguments(transport),
+        place_argument(transport),
+        _directory(root),
+    ]
+
+
+def _attributes(options: Options) -> list[str]:
+    flags = "-p" + "X" * options.xattrs + "A" * options.acls + "og" * options.owners
+    return [options.binary, flags, "--from0", "--files-from=-", *["--numeric-ids"] * options.owners]
 
 
 def push_arguments(transport: Transport, options: Options, root: str, delete: bool = False) -> list[str]:
@@ -95,14 +141,22 @@ def push_arguments(transport: Transport, options: Options, root: str, delete: bo
     """
     gone = ["--delete-missing-args", "--force"] if delete else []
     there = ["--links", "--delay-updates", *gone]
-    return [*_common(transport, options), *there, _directory(root), _place(transport)]
+    return [*_common(transport, options), *there, _directory(root), place_argument(transport)]
 
 
-def whole_arguments(transport: Transport, options: Options, root: str, delete: bool = False) -> list[str]:
-    """The command that brings the whole of `root` to a plain mirror, however it stands to it."""
+def dry_arguments(arguments: Sequence[str], out_format: str) -> list[str]:
+    """The command of a push, only to tell in lines of `out_format` what it would do."""
+    return [*arguments[:-2], "--dry-run", f"--out-format={out_format}", *arguments[-2:]]
+
+
+def whole_arguments(
+    transport: Transport, options: Options, root: str, delete: bool = False, most: int | None = None
+) -> list[str]:
+    """The command that brings the whole of `root` to a plain mirror, however it stands to it; `most`: deletes at most."""
     common = [argument for argument in _common(transport, options) if argument not in ("--from0", "--files-from=-")]
     gone = ["--delete-delay", "--force"] if delete else []
-    return [*common, "--recursive", "--links", "--delay-updates", *gone, _directory(root), _place(transport)]
+    gone += [f"--max-delete={most}"] if delete and most is not None else []
+    return [*common, "--recursive", "--links", "--delay-updates", *gone, _directory(root), place_argument(transport)]
 
 
 def _common(transport: Transport, options: Options) -> list[str]:
@@ -113,13 +167,16 @@ def _common(transport: Transport, options: Options) -> list[str]:
     arguments += ["--checksum"] * options.exact
     arguments += [f"--timeout={options.timeout_s}", "-ii", "--info=progress2", "--no-human-readable"]
     arguments += [f"--out-format={OUT_FORMAT}"]
-    if options.limit_bytes_s:
+    if options.limit_bytes_s and not options.purse:
         arguments.append(f"--bwlimit={max(1, options.limit_bytes_s // 1024)}")  # in KiB/s; 0 would mean no limit
+    return arguments + shell_arguments(transport)
+
+
+def shell_arguments(transport: Transport) -> list[str]:
+    """What rsync needs to reach the other end."""
     if isinstance(transport, Connector | Ssh):
-        arguments += ["--rsh=" + rsh_argument(transport.command)]
-    elif transport.password_file:
-        arguments += [f"--password-file={transport.password_file}"]
-    return arguments
+        return ["--rsh=" + rsh_argument(transport.command)]
+    return [f"--password-file={transport.password_file}"] if transport.password_file else []
 
 
 def _basis(options: Options) -> list[str]:
@@ -135,13 +192,15 @@ def _directory(path: str) -> str:
     return path.rstrip("/") + "/"
 
 
-def _place(transport: Transport) -> str:
+def place_argument(transport: Transport) -> str:
+    """The tree at the other end, as rsync is told of it."""
     match transport:
         case Connector(_, module, host):
             return f"{_plain(host)}::{_plain(module)}/"
         case Rsyncd(host, module, port):
             host = f"[{host}]" if ":" in host else host
-            return f"rsync://{_plain(host)}:{port}/{_plain(module)}/"
+            user = f"{_plain(transport.user)}@" if transport.user else ""
+            return f"rsync://{user}{_plain(host)}:{port}/{_plain(module)}/"
         case Ssh(user_host, path):
             return f"{_plain(user_host)}:{_plain(path).rstrip('/')}/"
 
@@ -230,7 +289,7 @@ EXIT_CODES: dict[int, tuple[Verdict, str]] = {
     2: (Verdict.FATAL, "the two rsyncs do not understand each other"),
     3: (Verdict.LOCAL, "a directory could not be selected: check the tree's path and owner at both ends"),
     4: (Verdict.FATAL, "the other rsync refuses what was asked for, or lacks an option of this one"),
-    5: (Verdict.AGAIN, "the parent's rsync did not start: module, token or connector"),
+    5: (Verdict.AGAIN, "the rsync at the other end lets nobody in: module, user and password, or token"),
     6: (Verdict.AGAIN, "the daemon could not write its log"),
     10: (Verdict.AGAIN, "the connection failed"),
     11: (Verdict.LOCAL, "a file could not be written: the disk may be full"),
@@ -320,10 +379,26 @@ def parse_line(line: bytes) -> Arrived | Progress | Fault | None:
         why = found[4].decode("utf-8", "replace")
         gone = found[1].strip() == b"link_stat" and why.endswith("(2)")
         what = found[1].strip().decode("utf-8", "replace")
+        if what == "send_files failed to open":
+            return Fault(_clean(unescape(found[2])), f"{UNREADABLE}: {why}", vanished=gone)
         return Fault(_clean(unescape(found[2])), f"{what}: {why}", vanished=gone)
     if line.startswith((b"rsync: ", b"rsync error: ", b"@ERROR", b"ERROR", b"IO error")):
         return Fault(b"", line.decode("utf-8", "replace"))
     return None
+
+
+_UNLIKE = re.compile(MARK.encode() + rb"[.<>ch*]([fdL])(\S+) (.*)", re.DOTALL)
+_ATTRIBUTES = {4: "another owner", 5: "another group", 7: "another access control list", 8: "other extended attributes"}
+"""Where rsync(1), under --itemize-changes, has `o`, `g`, `a` and `x`, from `c` on."""
+
+
+def parse_unlike(line: bytes) -> tuple[bytes, str] | None:
+    """(path, what is another) of a line of `unlike_arguments`; None when it tells of no attribute."""
+    found = _UNLIKE.fullmatch(line)
+    if found is None:
+        return None
+    words = [word for at, word in _ATTRIBUTES.items() if found[2][at : at + 1] not in (b".", b"+", b" ", b"")]
+    return (_clean(unescape(found[3])), ", ".join(words)) if words else None
 
 
 def _clean(path: bytes) -> bytes:

@@ -8,6 +8,10 @@ from syncd.publish.plan import Fetch
 from syncd.transfer.rsync import Options
 from syncd.transfer.wire import SMALL_FILE_BYTES
 
+WRONG_CONTENT = "its content is not the one that its origin signed"
+NO_DIGEST = "the origin signs contents, and nothing is said of this one"
+"""Why a file that is there is not published."""
+
 DELTA_BYTES = 1024 * 1024
 """With compression or under a limit, more than this at once goes by rsync, which compresses and slows down."""
 

@@ -27,7 +27,7 @@ ANSWER_HEAD = struct.Struct(">II")
 MAX_JSON_BYTES = 32 * 1024 * 1024
 """Far more than a reason for each of MAX_FILES_ASKED files takes, with paths whose every byte is escaped."""
 
-_ENTRY = struct.Struct(">HHQq")  # length of the path, mode, size, mtime_ns
+_ENTRY = struct.Struct(">HHQqB")  # length of the path, mode, size, mtime_ns, bytes of the digest: 32 or none
 _ROW = struct.Struct(">H?IqqqQ")  # index of the entry, known or None, mode, size, mtime_ns, ctime_ns, inode
 
 
@@ -60,7 +60,9 @@ def encode_request(stage: bytes, entries: Sequence[Entry], hard_links: bool, dat
         raise ValueError(f"{len(entries)} files at once; {MAX_FILES_ASKED} are allowed")
     parts: list[bytes] = []
     for entry in entries:
-        parts += (_ENTRY.pack(len(entry.path), entry.mode, entry.size, entry.mtime_ns), entry.path)
+        digest = entry.digest or b""
+        head = _ENTRY.pack(len(entry.path), entry.mode, entry.size, entry.mtime_ns, len(digest))
+        parts += (head, entry.path, digest)
     body = b"".join(parts)
     head = REQUEST_HEAD.pack(hard_links, len(entries), len(stage), len(body), len(data))
     return head + stage + body
@@ -80,9 +82,11 @@ def decode_request(head: bytes, body: bytes) -> Request:
     stage, data_at = body[:at], at + entries_bytes
     entries: list[Entry] = []
     for _ in range(count):
-        path_bytes, mode, size, mtime_ns = _ENTRY.unpack_from(body, at)
+        path_bytes, mode, size, mtime_ns, digest_bytes = _ENTRY.unpack_from(body, at)
         at += _ENTRY.size + path_bytes
-        entries.append(Entry(body[at - path_bytes : at], Kind.FILE, mode, size, mtime_ns))
+        path, digest = body[at - path_bytes : at], body[at : at + digest_bytes] or None
+        at += digest_bytes
+        entries.append(Entry(path, Kind.FILE, mode, size, mtime_ns, b"", digest))
     if at != data_at:
         raise ValueError(f"{count} entries that end at {at}, not at {data_at}")
     return Request(stage, tuple(entries), hard_links, body[data_at:])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from core.config import AgentConfig, Config
 from core.config_infer import InferConfig
+from core.config_sync import SyncConfig
 from core.errors import ConfigError
+from core.io_config import _PATTERN_WORDS
 from core.io_config_infer import read_infer_config
 
 EXAMPLE = Path(__file__).parents[2] / "configs/local-infer.example.yaml"
@@ -76,7 +81,7 @@ def test_relative_retrieval_and_embedder_folders(tmp_path: Path) -> None:
         ("ladder: {prefix: {upstream: x}}\n", "ladder.prefix.upstream", "should be 'stale', 'retrieval'"),
         ("models: {providers: [azure]}\n", "models.providers[0]", "should be 'tensorrt'"),
         ("upstream: {}\n", "upstream", "is not a known key"),
-        ("otlp: {endpoint: 'collector:4318'}\n", "otlp.endpoint", "should match pattern"),
+        ("otlp: {endpoint: 'collector:4318'}\n", "otlp.endpoint", "must be a URL that begins with http://"),
         ("otlp: {endpoint: 'http://u:p@collector:4318'}\n", "otlp.endpoint", "put a header into headers_file"),
     ],
 )
@@ -84,6 +89,49 @@ def test_faults(tmp_path: Path, more: str, path: str, what: str) -> None:
     [(line, where, text)] = faults(tmp_path, LEAST + more)
     assert (line, where) == (LEAST.count("\n") + 1, path)
     assert what in text
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("https://jo:pa55word@api.example/v1", "must not hold a name or a password: put the key into key_file"),
+        ("https://pa55word@api.example/v1", "must not hold a name"),
+        ("ftp://jo:pa55word@api.example/v1", "must be a URL that begins with http://"),
+        ("https://api.example/v1?api-version=1", "must not have a query"),
+        ("https://api.example/v1#x", "or a fragment"),
+    ],
+)
+def test_what_an_upstreams_url_must_not_have(tmp_path: Path, url: str, what: str) -> None:
+    text = LEAST.replace("http://127.0.0.1:1/v1", url)
+    found = faults(tmp_path, text)
+    assert {(line, path) for line, path, _said in found} == {(6, "upstreams.a.url")}
+    said = " ".join(said for _line, _path, said in found)
+    assert what in said
+    assert "pa55" not in said
+    neighbour = faults(tmp_path, LEAST + f"cache: {{neighbours: ['{url}']}}\n")
+    assert {path for _line, path, _said in neighbour} == {"cache.neighbours[0]"}
+
+
+def test_an_at_sign_in_a_path_is_no_password(tmp_path: Path) -> None:
+    assert read(tmp_path, LEAST.replace("1/v1", "1/@team/v1")).upstreams["a"].url.endswith("/@team/v1")
+
+
+def test_every_pattern_is_told_in_words() -> None:
+    def patterns(node: Any) -> Iterator[str]:
+        if isinstance(node, dict) and isinstance(node.get("pattern"), str):
+            yield node["pattern"]
+        for below in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            yield from patterns(below)
+
+    models = (Config, AgentConfig, SyncConfig, InferConfig)
+    found = {pattern for model in models for pattern in patterns(model.model_json_schema())}
+    # Numbers with units and hashes have words of their own.
+    assert {pattern for pattern in found if "[0-9" not in pattern} <= set(_PATTERN_WORDS), "pydantic would show it"
+
+
+def test_a_bad_hash_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    [(_line, _path, what)] = faults(tmp_path, LEAST + "keys:\n  a: {token_sha256: sk-very-secret}\n")
+    assert "`local-infer new-key`" in what
 
 
 def test_own_marks_are_not_model_names(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_first_placing_then_nothing_to_do(tmp_path: Path) -> None:
         "etc/sysctl.d/60-nearpath-ping.conf",
         *(f"etc/systemd/system/{unit}" for unit in UNITS),
         "etc/sysusers.d/nearpath.conf",
+        "etc/tmpfiles.d/nearpath.conf",
     ]
     assert actions(tmp_path) == {Action.SAME}
     assert {p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()} == {0o644}
@@ -107,6 +108,15 @@ def test_other_user_runs_all_and_is_not_created() -> None:
     for file in files:
         if file.target.suffix == ".service":
             assert re.findall(r"(?m)^(?:User|Group)=(.*)$", file.text) == ["mirror", "mirror"]
+        if file.target.parent.name == "tmpfiles.d":
+            assert file.text.splitlines()[-1].split() == [
+                "d",
+                "/var/lib/nearpath-sync",
+                "0750",
+                "mirror",
+                "mirror",
+                "-",
+            ]
 
 
 @pytest.mark.parametrize("user", ["", "a b", "x\nExecStartPre=/bin/evil", "Ä", "-x"])

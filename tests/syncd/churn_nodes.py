@@ -3,7 +3,7 @@
 origin -> regional -> live edge and atomic edge. In rounds: for some seconds random operations at the origin while faults
 come at random; then no more faults, and every copy must become what the origin is, by content, mode and times.
 
-    python -m tests.syncd.churn_nodes [--minutes 60] [--seed 1]       (`make churn ARGS="--minutes 10 --seed 7"`)
+    python -m tests.syncd.churn_nodes [--minutes 60] [--seed 1] [--sealed yes]   (`make churn ARGS="--minutes 10 --seed 7"`)
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def mount_small_disk(at: Path) -> None:
 class Story:
     """One run: the nodes, what is done to them, and what came of it."""
 
-    def __init__(self, home: Path, seed: int, with_disk: bool) -> None:
+    def __init__(self, home: Path, seed: int, with_disk: bool, sealed: bool = False) -> None:
+        self.sealed = sealed
         self.rng = random.Random(seed)
         self.home = home
         self.counts: Counter[str] = Counter()
@@ -91,7 +92,7 @@ class Story:
     def configure(self) -> None:
         """Write the configurations; children reach their parents through the cutters."""
         above, below = self.cutters
-        self.origin.configure(children=["regional"])
+        self.origin.configure(children=["regional"], contents="signed" if self.sealed else "unsigned")
         key = self.origin.key()
         self.regional.configure(parents=[above], children=["edge", "atomic"], key=key, deletes=NO_GUARD)
         self.edge.configure(parents=[below], key=key, deletes=NO_GUARD, streams=2)
@@ -213,8 +214,11 @@ class Story:
                 self.counts["ended"] += 1
                 node.process = None
                 node.start(wait=False)
-        root_hash = self.origin.status().get("root_hash")
+        told = self.origin.status()
+        root_hash = told.get("root_hash")
         wrong = [] if root_hash else ["origin: no root hash"]
+        if self.sealed and not told.get("sealed"):
+            wrong.append(f"origin: not sealed: {told.get('sealing')}")
         for node in self.copies:
             if wrong:
                 return wrong
@@ -253,9 +257,9 @@ def writable_again(home: Path) -> None:
             os.chmod(above, stat.S_IMODE(os.stat(above).st_mode) | 0o700)
 
 
-def run(home: Path, seconds: float, seed: int, with_disk: bool, round_s: float = ROUND_S) -> int:
+def run(home: Path, seconds: float, seed: int, with_disk: bool, round_s: float = ROUND_S, sealed: bool = False) -> int:
     """Rounds for so long; the last line printed is a JSON object. The exit status."""
-    story = Story(home, seed, with_disk)
+    story = Story(home, seed, with_disk, sealed)
     wrong: list[str] = []
     rounds = 0
     with ExitStack() as stack:
@@ -277,7 +281,14 @@ def run(home: Path, seconds: float, seed: int, with_disk: bool, round_s: float =
                 print(f"--- {node.name}: {json.dumps(status)}\n{node.log[-6000:]}")
                 for trouble in status.get("troubles", []) if node in story.copies else []:
                     print(f"trouble: {story.whereabouts(node, trouble['path'])}")
-    result = {"seed": seed, "rounds": rounds, **story.report(), "disk": with_disk, "wrong": len(wrong)}
+    result = {
+        "seed": seed,
+        "rounds": rounds,
+        **story.report(),
+        "disk": with_disk,
+        "sealed": sealed,
+        "wrong": len(wrong),
+    }
     print(json.dumps({**result, "equal": not wrong}), flush=True)
     return 1 if wrong else 0
 
@@ -288,13 +299,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
+        "--sealed", choices=["yes", "no"], help="whether the origin signs contents; default: where the seed is odd"
+    )
+    parser.add_argument(
         "--home", type=Path, help="an empty folder to work in, in namespaces of its own; default: both are made"
     )
     asked = parser.parse_args()
+    sealed = asked.sealed == "yes" if asked.sealed else is_sealed(asked.seed)
     why = why_no_disk()
     if asked.home is None:
         home = Path(tempfile.mkdtemp(prefix="nearpath-churn-"))
-        status = run_in(home, asked.minutes * 60, asked.seed).returncode
+        status = run_in(home, asked.minutes * 60, asked.seed, sealed).returncode
         if status:
             print(f"kept, to be looked at: {home}")
         else:
@@ -303,13 +318,21 @@ def main() -> int:
         return status
     if why:
         print(f"no full disk in this run: {why}")
-    return run(asked.home, asked.minutes * 60, asked.seed, not why)
+    return run(asked.home, asked.minutes * 60, asked.seed, not why, sealed=sealed)
 
 
-def run_in(home: Path, seconds: float, seed: int, **more: Any) -> subprocess.CompletedProcess[str]:
+def is_sealed(seed: int) -> bool:
+    """Whether the origin signs contents in a run with this seed, unless it is said."""
+    return bool(seed % 2)
+
+
+def run_in(
+    home: Path, seconds: float, seed: int, sealed: bool | None = None, **more: Any
+) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own, as root within namespaces of its own."""
+    sealed = is_sealed(seed) if sealed is None else sealed
     command = [sys.executable, "-m", "tests.syncd.churn_nodes", "--home", str(home)]
-    command += ["--minutes", str(seconds / 60), "--seed", str(seed)]
+    command += ["--minutes", str(seconds / 60), "--seed", str(seed), "--sealed", "yes" if sealed else "no"]
     return subprocess.run(command if why_no_disk() else namespaced(command), cwd=ROOT, check=False, text=True, **more)
 
 

@@ -194,7 +194,9 @@ async def test_a_transfer_that_comes_to_no_end_is_given_up(tmp_path: Path, monke
 
 def test_a_name_with_an_arrow_is_one_name() -> None:
     entry = Entry(b"a> -> b", Kind.FILE, 0o644, 3, UNTOLD)
-    assert parse_look([b"np:>f+++++++++ 3 rw-r--r-- <a> -> b>"], True) == [Change(0, Op.UPSERT, b"a> -> b", entry)]
+    assert parse_look([b"np:>f+++++++++ 3 rw-r--r-- 2026/11/23-20:20:01 <a> -> b>"], True) == [
+        Change(0, Op.UPSERT, b"a> -> b", entry)
+    ]
 
 
 async def test_a_hook_that_leaves_something_running_is_over_when_it_is_over() -> None:

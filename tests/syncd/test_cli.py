@@ -192,6 +192,7 @@ def test_rollback_stays_until_released(tiers: Tiers) -> None:
     tiers.edge.start()
     tiers.edge.until(lambda: tiers.edge.status()["state"] == "held", "it stays after a restart")
     assert tiers.edge.status()["version"] == 0, "dnsd must not take it for the newest"
+    assert f"unknown: version {before} is shown, an older one" in syncd(tiers.edge, "status").text
     assert syncd(tiers.edge, "rollback", "t", "--release").status == 0
     pull(tiers.edge)
     assert (tiers.edge.tree / "file").read_text() == "better"

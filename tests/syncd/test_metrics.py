@@ -54,7 +54,7 @@ COPY: dict[str, Any] = {
     "parent": "tokyo",
     "parents": [{"name": "tokyo", "srtt_ms": 12.0}, {"name": "osaka", "srtt_ms": None}],
     "scrub": {"files": 8, "bytes": 800, "found": 1, "wrong": [], "why": "", "passes": 1},
-    "pushes": {"away": {"to": "rsync://m/t", "behind": 4, "pushed": 9, "error": "refused"}},
+    "pushes": {"away": {"to": "rsync://m/t", "behind": 4, "pushed": 9, "error": "refused", "held": None}},
     "children": {"edge": {"sequence": 30, "behind": 10, "seen_wall_s": 995.0, "sent_bytes": 77, "streams": 2}},
 }
 

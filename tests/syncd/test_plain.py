@@ -5,10 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +13,42 @@ import pytest
 import yaml
 
 from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError
-from syncd.transfer.plain import look_arguments, parse_look, transport_of
+from syncd.transfer.plain import is_of_root, look_arguments, parse_look, parse_unread, transport_of
 from syncd.transfer.rsync import Rsyncd, Ssh
-from tests.syncd.nodes import Node, differences, free_port, running
+from tests.syncd.nodes import Node, differences, running
+from tests.syncd.plain_server import rsync_daemon, ssh_daemon
 
 # --- what a dry run says ------------------------------------------------------------------------------------------------
 
 
+AT_NS = 1_795_465_201_000_000_000
+"""2026-11-23 20:20:01 UTC"""
+
+
 def upsert(path: bytes, kind: Kind, mode: int, size: int = 0, target: bytes = b"") -> Change:
-    return Change(0, Op.UPSERT, path, Entry(path, kind, mode, size, UNTOLD, target))
+    """Files come with their times when they are fetched."""
+    return Change(0, Op.UPSERT, path, Entry(path, kind, mode, size, UNTOLD if kind is Kind.FILE else AT_NS, target))
 
 
 @pytest.mark.parametrize(
     ("line", "change"),
     [
-        (b"np:>f+++++++++ 12 rw-r--r-- <a/b>", upsert(b"a/b", Kind.FILE, 0o644, 12)),
-        (b"np:.f...p..... 5 rw------- <s>", upsert(b"s", Kind.FILE, 0o600, 5)),
-        (b"np:>f.st...... 0 rwsr-sr-T <x -> y>", upsert(b"x -> y", Kind.FILE, 0o7754)),
-        (b"np:cd+++++++++ 4096 rwxr-x--t <d/>", upsert(b"d", Kind.DIRECTORY, 0o1751)),
-        (b"np:cL+++++++++ 1 rwxrwxrwx <l> -> ../t o", upsert(b"l", Kind.SYMLINK, 0o777, target=b"../t o")),
-        (b"np:>f+++++++++ 3 rw-r--r-- <nl\\#012\\#377x>", upsert(b"nl\n\xffx", Kind.FILE, 0o644, 3)),
-        (b"np:*deleting   0 --------- <gone/z>", Change(0, Op.DELETE, b"gone/z")),
-        (b"np:.d..t...... 4096 rwxr-xr-x <./>", None),
-        (b"np:cS+++++++++ 0 rw-r--r-- <fifo>", None),
-        (b"np:cD+++++++++ 0 rw-r--r-- <device>", None),
+        (b"np:>f+++++++++ 12 rw-r--r-- 2026/11/23-20:20:01 <a/b>", upsert(b"a/b", Kind.FILE, 0o644, 12)),
+        (b"np:.f...p..... 5 rw------- 2026/11/23-20:20:01 <s>", upsert(b"s", Kind.FILE, 0o600, 5)),
+        (b"np:>f.st...... 0 rwsr-sr-T 2026/11/23-20:20:01 <x -> y>", upsert(b"x -> y", Kind.FILE, 0o7754)),
+        (b"np:cd+++++++++ 4096 rwxr-x--t 2026/11/23-20:20:01 <d/>", upsert(b"d", Kind.DIRECTORY, 0o1751)),
+        (
+            b"np:cL+++++++++ 1 rwxrwxrwx 2026/11/23-20:20:01 <l> -> ../t o",
+            upsert(b"l", Kind.SYMLINK, 0o777, target=b"../t o"),
+        ),
+        (
+            b"np:>f+++++++++ 3 rw-r--r-- 2026/11/23-20:20:01 <nl\\#012\\#377x>",
+            upsert(b"nl\n\xffx", Kind.FILE, 0o644, 3),
+        ),
+        (b"np:*deleting   0 --------- 2026/11/23-20:20:01 <gone/z>", Change(0, Op.DELETE, b"gone/z")),
+        (b"np:.d..t...... 4096 rwxr-x--- 2026/11/23-20:20:01 <./>", upsert(b"", Kind.DIRECTORY, 0o750)),
+        (b"np:cS+++++++++ 0 rw-r--r-- 2026/11/23-20:20:01 <fifo>", None),
+        (b"np:cD+++++++++ 0 rw-r--r-- 2026/11/23-20:20:01 <device>", None),
         (b'skipping non-regular file "x"', None),
         (b"", None),
     ],
@@ -49,42 +58,53 @@ def test_each_line_of_a_dry_run(line: bytes, change: Change | None) -> None:
 
 
 def test_a_run_that_did_not_end_well_deletes_nothing() -> None:
-    lines = [b"np:*deleting   0 --------- <a>", b"np:>f+++++++++ 1 rw-r--r-- <b>"]
+    lines = [
+        b"np:*deleting   0 --------- 2026/11/23-20:20:01 <a>",
+        b"np:>f+++++++++ 1 rw-r--r-- 2026/11/23-20:20:01 <b>",
+    ]
     assert [change.path for change in parse_look(lines, with_deletes=False)] == [b"b"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "path", "why"),
+    [
+        (
+            b'rsync: [sender] opendir "pool" (in m) failed: Permission denied (13)\nrsync error: some (code 23) at x',
+            b"pool",
+            "opendir",
+        ),
+        (b'rsync: [sender] change_dir "/srv/x" failed: No such file or directory (2)\n', b"/srv/x", "change_dir"),
+        (b'rsync: [sender] link_stat "/srv/x/." failed: No such file or directory (2)\n', b"/srv/x/.", "link_stat"),
+        (b'file has vanished: "/m/a"\nrsync: [sender] read_dir("b"): Input/output error (5)\n', b"b", "read_dir"),
+        (b"rsync error: some files/attrs were not transferred (code 23)\n", b"", "not transferred"),
+        (b"whatever an old one says\n", b"", "an old one"),
+        (b"", b"", "does not say"),
+    ],
+)
+def test_what_could_not_be_listed_is_named(wrong: bytes, path: bytes, why: str) -> None:
+    (fault,) = parse_unread(wrong)
+    assert fault.path == path
+    assert why in fault.why
+    assert is_of_root(fault) == path.startswith(b"/srv")
 
 
 @pytest.mark.parametrize("name", [b"/etc/passwd", b"../x", b"a/../../x", b"a//b"])
 def test_names_that_lead_out_are_refused(name: bytes) -> None:
     with pytest.raises(PathError):
-        parse_look([b"np:>f+++++++++ 1 rw-r--r-- <" + name + b">"], with_deletes=True)
+        parse_look([b"np:>f+++++++++ 1 rw-r--r-- 2026/11/23-20:20:01 <" + name + b">"], with_deletes=True)
 
 
 def test_places() -> None:
     assert transport_of("me@host:/srv/x") == Ssh("me@host", "/srv/x")
     assert transport_of("rsync://host/m", "pw") == Rsyncd("host", "m", 873, "pw")
     assert transport_of("rsync://host:8730/m/sub/dir") == Rsyncd("host", "m/sub/dir", 8730)
+    assert transport_of("rsync://me@host/m", "pw") == Rsyncd("host", "m", 873, "pw", "me")
+    assert look_arguments(Rsyncd("h", "m", user="me"), "/t")[-2:] == ["rsync://me@h:873/m/", "/t/"]
     assert look_arguments(Rsyncd("h", "m/s"), "/t")[-2:] == ["rsync://h:873/m/s/", "/t/"]
     assert look_arguments(Ssh("me@h", "/s/"), "/t/")[-2:] == ["me@h:/s/", "/t/"]
 
 
 # --- real servers -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def ended(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, **options)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end_s, what
-        time.sleep(0.1)
 
 
 def write_source(folder: Path) -> None:
@@ -105,25 +125,14 @@ def change_source(folder: Path) -> None:
 
 
 def same(left: Path, right: Path) -> bool:
-    """Equal but for the times of directories and symlinks, which a dry run of rsync does not tell to the second."""
-    found = differences(left, right)
-    return [line for line in found if not line.startswith((".d..t...... ", ".L..t...... "))] == []
+    """Equal, with the times of directories and symlinks to the second."""
+    return differences(left, right) == []
 
 
 @pytest.fixture
 def rsyncd(tmp_path: Path) -> Iterator[str]:
-    """`rsync://...` of a daemon with the modules `source` (read-only) and `pushed`."""
-    port = free_port()
-    ids = f"uid = {os.getuid()}\ngid = {os.getgid()}\n" if os.geteuid() == 0 else ""
-    modules = "".join(
-        f"[{name}]\npath = {tmp_path / name}\nread only = {read_only}\nmunge symlinks = no\n{ids}"
-        for name, read_only in (("source", "yes"), ("pushed", "no"))
-    )
-    (tmp_path / "rsyncd.conf").write_text(f"port = {port}\naddress = 127.0.0.1\nuse chroot = no\n{modules}")
-    (tmp_path / "pushed").mkdir()
-    url = f"rsync://127.0.0.1:{port}"
-    with ended(["rsync", "--daemon", "--no-detach", f"--config={tmp_path}/rsyncd.conf"]):
-        until(lambda: subprocess.run(["rsync", url + "/"], capture_output=True).returncode == 0, "rsyncd answers")
+    """See `rsync_daemon`."""
+    with rsync_daemon(tmp_path) as url:
         yield url
 
 
@@ -164,9 +173,13 @@ def test_a_server_that_goes_away_empties_nothing(tmp_path: Path, rsyncd: str) ->
     source = tmp_path / "source"
     write_source(source)
     copy = Node("copy", tmp_path / "copy")
-    follow_plainly(copy, {"transport": "rsyncd", "place": f"{rsyncd}/source"}, deletes={"floor": 0, "share": "50%"})
+    follow_plainly(copy, {"transport": "rsyncd", "place": f"{rsyncd}/source"})
     with running(copy):
         copy.until(lambda: same(source, copy.tree), "first content")
+        copy.until(lambda: copy.status()["state"] == "current", "it is through")
+        size = sum(len(path.read_bytes()) for path in source.rglob("*") if path.is_file() and not path.is_symlink())
+        assert (copy.status()["entries"], copy.status()["bytes"]) == (6, size)
+        copy.until(lambda: copy.status()["differences"] == 0, "another look finds nothing more to do")
         source.rename(tmp_path / "away")
         copy.until(lambda: copy.status()["state"] == "no-parent", "it says that the server fails")
         source.mkdir()  # the disk of the server is not mounted
@@ -175,35 +188,71 @@ def test_a_server_that_goes_away_empties_nothing(tmp_path: Path, rsyncd: str) ->
         source.rmdir()
         (tmp_path / "away").rename(source)
         copy.until(lambda: copy.status()["state"] == "current", "it goes on by itself", 90)
+        shutil.rmtree(source)
+        source.mkdir()
+        copy.until(lambda: copy.status()["held"], "held again")
+        assert copy.ask("POST", "/v1/approve", {"tree": "t", "token": copy.status()["held"]["token"]}) is not None
+        copy.until(lambda: os.listdir(copy.tree) == [], "it was meant")
+
+
+def test_what_cannot_be_listed_there_stays_here_and_is_told(tmp_path: Path, rsyncd: str) -> None:
+    source = tmp_path / "source"
+    write_source(source)
+    (source / "pool").mkdir()
+    (source / "pool" / "p").write_text("payload")
+    copy = Node("copy", tmp_path / "copy")
+    follow_plainly(copy, {"transport": "rsyncd", "place": f"{rsyncd}/source"})
+    with running(copy):
+        copy.until(lambda: copy.status()["state"] == "current", "first content")
+        asked_s = copy.status()["current_asked_s"]
+        (source / "pool").chmod(0)
+        (source / "new").write_text("new")
+        (source / "index").unlink()
+        copy.until(lambda: copy.status()["state"] == "retrying", "it says that it does not have all")
+        copy.until((copy.tree / "new").exists, "what can be listed comes")
+        assert (copy.tree / "pool" / "p").read_text() == "payload"
+        assert (copy.tree / "index").exists(), "something was deleted after a listing that failed"
+        found = copy.status()
+        assert "'pool': opendir: Permission denied" in found["why"]
+        assert "opendir" in found["parents"][0]["why"]
+        asked_s = max(asked_s, found["current_asked_s"])
+        compared_s = found["compared_wall_s"]
+        copy.until(lambda: copy.status()["compared_wall_s"] > compared_s, "it looks again")
+        assert copy.status()["stamp"] != "fresh"
+        assert copy.status()["current_asked_s"] == asked_s, "a listing that failed made the copy fresh"
+        (source / "pool").chmod(0o755)
+        copy.until(lambda: copy.status()["state"] == "current" and same(source, copy.tree), "it mends itself")
+
+
+def test_a_password_needs_a_user(tmp_path: Path, rsyncd: str) -> None:
+    (tmp_path / "guarded" / "f").write_text("payload")
+    copy = Node("copy", tmp_path / "copy")
+    place = rsyncd.replace("//", "//mirror@") + "/secret"
+    follow_plainly(copy, {"transport": "rsyncd", "place": place, "password_file": str(tmp_path / "password")})
+    with running(copy):
+        copy.until(lambda: same(tmp_path / "guarded", copy.tree), "what only this user may have")
 
 
 @pytest.mark.skipif(shutil.which("sshd") is None, reason="sshd is not installed")
 @pytest.mark.skipif(os.geteuid() != 0, reason="sshd needs root here")
 def test_a_copy_of_a_server_reached_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    port, source = free_port(), tmp_path / "source"
+    source = tmp_path / "source"
     write_source(source)
-    for name in ("host", "client"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
-    (tmp_path / "authorized").write_text((tmp_path / "client.pub").read_text())
-    (tmp_path / "sshd.conf").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/authorized\n"
-        f"StrictModes no\nPidFile none\nUsePAM no\nPermitRootLogin prohibit-password\n"
-    )
-    (tmp_path / "ssh.conf").write_text(
-        f"Host *\n  Port {port}\n  IdentityFile {tmp_path}/client\n  UserKnownHostsFile {tmp_path}/known\n"
-        "  StrictHostKeyChecking accept-new\n"
-    )
-    # An operator would write this into ~/.ssh/config, which is not the test's to write.
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
-    (bin_folder / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {tmp_path}/ssh.conf "$@"\n')
-    (bin_folder / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
-    Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = [str(shutil.which("sshd")), "-D", "-e", "-f", str(tmp_path / "sshd.conf")]
     copy = Node("copy", tmp_path / "copy")
-    follow_plainly(copy, {"transport": "ssh", "place": f"{getpass.getuser()}@127.0.0.1:{source}"})
-    with open(tmp_path / "sshd.log", "wb") as log, ended(sshd, stderr=log), running(copy):
-        copy.until(lambda: same(source, copy.tree), "first content")
-        change_source(source)
-        copy.until(lambda: same(source, copy.tree), "changes")
+    there = f"{getpass.getuser()}@127.0.0.1"
+    mirror = tmp_path / "mirror"
+    push = {"two": {"to": f"{there}:{mirror}"}}
+    follow_plainly(copy, {"transport": "ssh", "place": f"{there}:{source}"}, push=push)
+    with ssh_daemon(tmp_path) as path:
+        monkeypatch.setenv("PATH", path)
+        with running(copy):
+            copy.until(lambda: same(source, copy.tree), "first content")
+            change_source(source)
+            copy.until(lambda: same(source, copy.tree), "changes")
+            copy.until(lambda: copy.status()["state"] == "current", "it is current")
+            copy.until(lambda: same(source, mirror), "changes, pushed on")
+            source.rename(tmp_path / "away")
+            copy.until(lambda: copy.status()["state"] == "no-parent", "a path that is gone is an error")
+            assert f"{source}' cannot be listed: change_dir: No such file" in copy.status()["why"]
+            assert copy.status()["stamp"] == "stalled"
+            assert same(tmp_path / "away", copy.tree), "a missing source took something away"

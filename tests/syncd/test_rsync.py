@@ -126,7 +126,7 @@ def test_daemon_configuration() -> None:
         ),
         (
             rb'rsync: [sender] send_files failed to open "new\#012line" (in tree): Permission denied (13)',
-            Fault(b"new\nline", "send_files failed to open: Permission denied (13)"),
+            Fault(b"new\nline", "it cannot be read at the parent: Permission denied (13)"),
         ),
         (
             rb'rsync: [receiver] write failed on "/t/big": No space left on device (28)',

@@ -112,7 +112,7 @@ async def test_unreadable_files_are_told_path_by_path(tmp_path: Path) -> None:
     result = await pull(parent.transport, Options(), str(parent.stage), fetches)
     assert result.verdict is Verdict.PARTIAL
     assert result.arrived == {b"good"}
-    assert result.failed == {b"se cret\n": "send_files failed to open: Permission denied (13)"}
+    assert result.failed == {b"se cret\n": "it cannot be read at the parent: Permission denied (13)"}
 
 
 async def test_a_parent_that_cannot_be_reached(parent: Parent, tmp_path: Path) -> None:

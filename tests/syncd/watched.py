@@ -26,7 +26,9 @@ with_both = pytest.mark.parametrize("watch", ["inotify", pytest.param("fanotify"
 class Start(Protocol):
     """See the fixture `start`."""
 
-    def __call__(self, *, accept_root: bool = False, cross_mounts: bool = False) -> SourceTree: ...
+    def __call__(
+        self, *, accept_root: bool = False, cross_mounts: bool = False, signed_contents: bool = False
+    ) -> SourceTree: ...
 
     def stop(self) -> None:
         """Close the one that runs."""

@@ -190,6 +190,9 @@ def set_up_mirror(box: Container) -> None:
     (box.tree / "srv/mirror").mkdir()
     (box.tree / "var/lib/origin").mkdir()
     box.chroot("chown", "nearpath-sync:", "/srv/mirror", "/var/lib/origin")
+    # What install-units prints: then the key of a tree can be made before syncd was ever started.
+    box.chroot("systemd-tmpfiles", "--create", "nearpath.conf")
+    assert box.chroot("stat", "-c", "%U %a", "/var/lib/nearpath-sync").strip() == "nearpath-sync 750"
     key = box.chroot("runuser", "-u", "nearpath-sync", "--", "/opt/nearpath/bin/syncd", "key", "t", "-c",
                      "/etc/nearpath/origin.yaml")  # fmt: skip
     (etc / "syncd.yaml").write_text(EDGE.replace("KEY", key.strip()))
@@ -559,7 +562,7 @@ def test_exposure(box: Container, unit: str, limit: float) -> None:
 
 def test_units_are_placed_only_once(box: Container) -> None:
     lines = box.do("/opt/nearpath/bin/nearpath", "install-units").stdout.splitlines()
-    assert sum(line.startswith("same") for line in lines) == 7, lines
+    assert sum(line.startswith("same") for line in lines) == 8, lines
 
 
 @pytest.mark.parametrize("unit", UNITS)

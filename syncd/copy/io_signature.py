@@ -1,0 +1,107 @@
+"""What the origin signed, as a copy was told by its parents, and whether the copy is that.
+
+The newest signed root that was accepted is never gone back from. Whether it covers contents decides how the copy's own hash
+is made, and that of what it serves.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from core.config_sync import Tree
+from syncd.copy.doubt import Doubt
+from syncd.copy.io_intake import Board
+from syncd.copy.unsigned import Unsigned, unsigned_tree
+from syncd.store.io_ledger import Ledger
+from syncd.store.io_offer import Offer
+from syncd.store.manifest import ManifestError
+from syncd.store.signed_root import Root, verify_root
+from syncd.transfer.io_parent import Parent
+
+QUIET_POLLS = 2
+"""Polls without news after which a hash that is not the signed one is taken for drift, not for a root still to come."""
+
+
+class Signature:
+    """See the module. `matched`: the root that the copy was last found equal to."""
+
+    def __init__(self, name: str, tree: Tree, offer: Offer, board: Board) -> None:
+        self.matched: Root | None = None
+        self._name = name
+        self._key = bytes.fromhex(tree.public_key or "")
+        self._offer = offer
+        self._board = board
+        self._root: Root | None = None
+        self._blob = b""
+        self._quiet_polls = 0
+        self._doubt = Doubt()
+        self._unsigned = Unsigned()
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the parent has what the origin did not sign, as far as is known."""
+        return self._unsigned.since_s is not None
+
+    def news(self) -> None:
+        """Changes came: what was unequal before says nothing."""
+        self._quiet_polls = 0
+
+    async def forget(self) -> None:
+        """Accept any root that the origin signed, an older one too."""
+        self._root = self.matched = None
+        await self._offer.run(lambda ledger: ledger.keep_root(b""))
+
+    async def ask(self, parent: Parent) -> Root:
+        """The parent's signed root; ManifestError when the origin did not sign it, or it is older than one before."""
+        blob = await parent.root(self._name)
+        last = self._root
+        if last is None and (kept := await self._offer.run(Ledger.kept_root)):
+            with suppress(ManifestError):
+                last = verify_root(kept, self._key, self._name, None)
+                self.matched = last
+        root = verify_root(blob, self._key, self._name, last)
+        if self._root is None or self._root.sealed != root.sealed:
+            await self._offer.run(lambda ledger: ledger.set_sealed(root.sealed))
+        self._root, self._blob = root, blob
+        return root
+
+    async def check(self, parent: Parent, quiet: bool, lag_s: float, tries: int) -> tuple[Root | None, bool]:
+        """Compare hashes with the parent's signed root: (the root when the copy is that, whether something drifted).
+
+        Twice unequal while nothing changes (`quiet`) is drift. `tries`: of the file that was tried most often, for which
+        changes wait. ManifestError when the parent itself has what the origin did not sign.
+        """
+        root = await self.ask(parent)
+        mine, _ = await self._offer.run(Ledger.root_hash)
+        is_equal = mine == root.root_hash
+        if is_equal:
+            self._quiet_polls = 0
+            self._unsigned.since_s = None
+        if not quiet or not self._seems_drifted(is_equal, tries):
+            return (root if is_equal else None), False
+        if not is_equal and self._unsigned.compared(time.monotonic(), self._board.status.differences, lag_s):
+            raise unsigned_tree(self._name, parent.url)
+        return (root if is_equal else None), True
+
+    async def keep(self, root: Root) -> bool:
+        """The copy is what the origin signed: our children may be told so. False when they are already."""
+        if self.matched == root and self._board.status.root_hash == root.root_hash.hex():
+            return False
+        blob = self._blob
+        await self._offer.run(lambda ledger: ledger.keep_root(blob))
+        self.matched = root
+        self._board.update(root_hash=root.root_hash.hex(), version=root.version)
+        return True
+
+    async def was_told(self) -> bool:
+        """Whether any root was accepted, in this run or before."""
+        return self._root is not None or await self._offer.run(Ledger.kept_root) != b""
+
+    def _seems_drifted(self, is_equal: bool, tries: int) -> bool:
+        if self._board.status.waiting:
+            return self._doubt.arises(tries, time.monotonic())
+        if is_equal:
+            return False
+        self._quiet_polls = (self._quiet_polls + 1) % QUIET_POLLS
+        return self._quiet_polls == 0
