@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,6 +89,7 @@ class Follower:
         self._copy: Copy | None = None
         self._task: asyncio.Task[None] | None = None
         self._known = _Knowledge()
+        self._proved = _Knowledge()
         self._accept = False
         self._nudge = asyncio.Event()
         self._look = asyncio.Event()
@@ -316,6 +317,8 @@ class Follower:
                 wait_s = FULL_AGAIN_S
             except ManifestError as error:
                 # What this parent shows is not what the origin signed, or older than what is here: others may do better.
+                # What came of it since the last proof says nothing of how fresh the copy is.
+                self._known = replace(self._proved)
                 self._compare_due |= isinstance(error, UnsignedTree)
                 self.board.note(Activity.FAILED, str(error))
                 self._lineage.failed(name, self.name, str(error))
@@ -344,7 +347,7 @@ class Follower:
         if self._trust:
             self._trust = False
             self._lineage.wake(self.name)
-            self._known = _Knowledge(self._known.current_s, 0)
+            self._known, self._proved = _Knowledge(self._known.current_s, 0), _Knowledge()
             await self._signature.forget()
         if self._wish is not None:
             (number, done), self._wish = self._wish, None
@@ -373,6 +376,7 @@ class Follower:
     # -- one attempt: until the parent fails, or another is better
 
     async def _follow(self, copy: Copy, name: str, parent: Parent) -> None:
+        await self._signature.demand(parent)
         while True:
             await self._obey(copy)
             if self._compare_due or self._reread_due or self.intake.is_lacking:
@@ -532,9 +536,12 @@ class Follower:
     async def _check_root(self, parent: Parent, quiet: bool, lag_s: float) -> None:
         """Compare hashes with the parent's signed root; what drifted is found by a comparison after this."""
         root, has_drifted = await self._signature.check(parent, quiet, lag_s, self.intake.retries.most_tries())
-        if root is not None and await self._signature.keep(root):
+        if root is not None:
+            is_news = await self._signature.keep(root)
             self._known.version = max(self._known.version, root.version)
-            self.board.on_change()
+            self._proved = replace(self._known)
+            if is_news:
+                self.board.on_change()
         if has_drifted:
             _log.warning("drift_found", tree=self.name, doing="comparing; only what differs is fetched")
             self._compare_due = True
@@ -548,13 +555,8 @@ class Follower:
         await self._ahead.drop()
         self.intake.is_lacking = self._is_caught_up = False
         self.board.note(Activity.COMPARING, "")
-        try:
-            # ManifestError before anything is touched: nobody brings back an older tree than was here already.
-            await self._signature.ask(parent)
-        except ParentError:
-            if await self._signature.was_told():
-                raise
-            # A parent that has no root yet itself: a first sync begins all the same.
+        # ManifestError before anything is touched: nobody brings back an older tree than was here already.
+        await self._signature.demand(parent)
         if self._reread_due:
             await self._work(copy.read_disk)
             self._reread_due = False

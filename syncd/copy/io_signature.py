@@ -17,7 +17,7 @@ from syncd.store.io_ledger import Ledger
 from syncd.store.io_offer import Offer
 from syncd.store.manifest import ManifestError
 from syncd.store.signed_root import Root, verify_root
-from syncd.transfer.io_parent import Parent
+from syncd.transfer.io_parent import Parent, ParentError
 
 QUIET_POLLS = 2
 """Polls without news after which a hash that is not the signed one is taken for drift, not for a root still to come."""
@@ -65,6 +65,14 @@ class Signature:
             await self._offer.run(lambda ledger: ledger.set_sealed(root.sealed))
         self._root, self._blob = root, blob
         return root
+
+    async def demand(self, parent: Parent) -> None:
+        """`ask`, before anything is taken of this parent. One that has no root yet itself may begin a first sync."""
+        try:
+            await self.ask(parent)
+        except ParentError:
+            if await self.was_told():
+                raise
 
     async def check(self, parent: Parent, quiet: bool, lag_s: float, tries: int) -> tuple[Root | None, bool]:
         """Compare hashes with the parent's signed root: (the root when the copy is that, whether something drifted).

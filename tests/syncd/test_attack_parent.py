@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -31,7 +32,7 @@ from syncd.store.io_offer import Catalogue
 from syncd.store.io_signer import read_key
 from syncd.store.io_store import close_store, open_store, set_fact, transaction
 from syncd.store.manifest import Leaf, ManifestError, decode_listing, encode_listing
-from syncd.store.signed_root import public_key
+from syncd.store.signed_root import public_key, sign_root
 from syncd.transfer import io_parent, rsync, streams, wire
 from syncd.transfer.change_codec import pack_changes, unpack_changes
 from syncd.transfer.io_parent import Parent, ParentError
@@ -308,6 +309,37 @@ async def test_a_tree_that_the_origin_did_not_sign_is_not_fresh_and_its_parent_i
         nodes.source.frozen = None
         await nodes.until_current(follower)
         await until(lambda: follower.current_asked_s > fresh_s)
+
+
+async def test_nothing_is_taken_of_a_parent_whose_root_another_key_signed(nodes: Nodes) -> None:
+    """Seen in an audit: a copy with a wrong `public_key` fetched and published all, and said so afterwards."""
+    nodes.write("d/a")
+    await nodes.settled()
+    nodes.key = public_key(b"k" * 32).hex()
+    async with nodes.following() as follower:
+        await until(lambda: len(nodes.lineage.faults) > 1)
+        assert "is not signed with the origin's key" in nodes.lineage.faults[0]
+        assert names(nodes.copied) == []
+        assert follower.freshness().lag_s > 86400
+
+
+async def test_what_comes_after_another_key_signed_is_not_taken_and_the_copy_ages(nodes: Nodes) -> None:
+    nodes.write("d/a")
+    async with nodes.following() as follower:
+        await nodes.until_current(follower)
+        await until(lambda: follower.freshness().lag_s < 60)
+        assert nodes.origin.root is not None
+        nodes.lineage.faults.clear()
+        nodes.source.frozen = sign_root(nodes.origin.root, b"k" * 32)
+        await until(lambda: bool(nodes.lineage.faults))
+        proved_s = time.monotonic() - follower.freshness().lag_s
+        nodes.lineage.faults.clear()
+        nodes.write("d/put in by the parent")
+        await until(lambda: len(nodes.lineage.faults) > 2)
+        assert names(nodes.copied) == ["d", "d/a"]
+        assert abs(time.monotonic() - follower.freshness().lag_s - proved_s) < 0.2
+        nodes.source.frozen = None
+        await nodes.until_current(follower)
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
