@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from core.config import Listen, Metrics, Name, Section, Tls
+from core.exclude import Exclude
 from core.units import Duration, Share, Size
 
 Keep = Literal["hard-links", "sparse", "xattrs", "acls", "owners"]
@@ -56,6 +57,11 @@ def _check_place(text: str) -> str:
     return text
 
 
+def _check_pattern(text: str) -> str:
+    Exclude([text])
+    return text
+
+
 def is_in_clear(url: str) -> bool:
     """Whether others could read what goes to `url`, tokens among it: http to another machine."""
     parts = urlsplit(url)
@@ -84,6 +90,7 @@ ParentUrl = Annotated[str, AfterValidator(lambda text: _check_parent_url(text) i
 PublicKey = Annotated[str, AfterValidator(_check_key)]
 AbsolutePath = Annotated[str, AfterValidator(_check_absolute)]
 Place = Annotated[str, AfterValidator(_check_place)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
 
 
 class Child(Section):
@@ -185,6 +192,11 @@ class Tree(Section):
         default_factory=list,
         max_length=256,
         description="globs of files that name others (repodata/*, InRelease): published after them, in this order",
+    )
+    exclude: list[Pattern] = Field(
+        default_factory=list,
+        max_length=256,
+        description="for an origin, and for copies of plain rsync servers: left out, in the patterns of rsync's --exclude",
     )
     work: AbsolutePath | None = Field(
         default=None,

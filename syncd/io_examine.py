@@ -59,7 +59,7 @@ async def plan_now(follower: Follower) -> Plan:
     """What a follower would fetch and do if it did it now; everything it waits for, is held for, and has not asked for."""
     copy, parent = follower.at_hand()
     if isinstance(parent, PlainParent):
-        look = await parent.differences(os.fsdecode(copy.root))
+        look = await parent.differences(os.fsdecode(copy.root), copy.tree.exclude)
         return await follower.with_copy(lambda copy: copy.plan(look.changes))
     cursor = await follower.with_copy(lambda copy: copy.cursor())
     answer = await parent.journal(follower.name, cursor, 0.0)
@@ -78,7 +78,7 @@ async def verify_now(follower: Follower, scratch: Path) -> Findings:
     """
     copy, parent = follower.at_hand()
     if isinstance(parent, PlainParent):
-        look = await parent.differences(os.fsdecode(copy.root))
+        look = await parent.differences(os.fsdecode(copy.root), copy.tree.exclude)
         entries = (await follower.with_copy(lambda copy: copy.size())).entries
         wrong, refused = _refused_apart(look.changes)
         unread = tuple(Trouble(fault.path, fault.why) for fault in look.unread)

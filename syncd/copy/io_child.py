@@ -7,7 +7,6 @@ with what is recorded. The copy itself is worked on in a thread of its own (`Cop
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -19,12 +18,13 @@ from typing import TypeVar
 
 from core.config_sync import Tree
 from core.errors import MessageError, NearpathError
+from core.exclude import Exclude
 from core.io_log import get_logger
 from syncd.copy.child_status import Activity, ChildStatus, Totals
 from syncd.copy.io_ahead import Ahead, Page
 from syncd.copy.io_copy import Copy, CopyError, Recovery
 from syncd.copy.io_expire import Expiry
-from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom
+from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom, Undigested
 from syncd.copy.io_parents import Lineage
 from syncd.copy.io_reconcile import compare_with, link_changes
 from syncd.copy.io_signature import Signature
@@ -81,7 +81,7 @@ class Follower:
         self.name = name
         self.tree = tree
         self.board = Board(name, on_change)
-        self.offer = Offer(store, self.freshness, self._served_path)
+        self.offer = Offer(store, self.freshness, self._served_path, Exclude(tree.exclude))
         self.store = store
         self._key_file = key_file
         self._lineage = lineage
@@ -394,7 +394,10 @@ class Follower:
                 continue
             self._lineage.worked(name, self.name, answer.lag_s)
             self._ahead.begin(copy, parent, cursor, answer)
-            await self._take(copy, parent, answer, page)
+            try:
+                await self._take(copy, parent, answer, page)
+            except Undigested:
+                await self._compare(copy, parent, answer.cursor)
             self._again_s = AGAIN_S
             if (chosen := self._lineage.choose(self.name)) is not None and chosen[0] != name:
                 _log.info("parent_changes", tree=self.name, before=name, now=chosen[0])
@@ -415,7 +418,7 @@ class Follower:
                 await self._work(copy.read_disk)
             await self._work(copy.forget_later)
             await self._repair(copy, parent)
-            look = await parent.differences(os.fsdecode(copy.root))
+            look = await parent.differences(os.fsdecode(copy.root), self.tree.exclude)
             self.board.update(differences=len(look.changes), compared_wall_s=wall_s)
             await self.intake.check_emptied(copy, look.changes)
             await self.intake.begin_whole(copy, look.changes)
@@ -426,7 +429,7 @@ class Follower:
                 self._lineage.failed(name, self.name, look.why)
             else:
                 self._lineage.worked(name, self.name, 0.0)
-                await self._work(lambda: copy.move_cursor(_cursor_of(parent.place)))
+                await self._work(lambda: copy.move_cursor(parent.cursor))
                 self.board.update(has_content=True)
             is_current = not look.unread and not self.status.waiting
             if is_current:
@@ -589,8 +592,3 @@ class Follower:
     async def compare_with(self, parent: Parent) -> Comparison:
         """What must change here to be what the parent has now."""
         return await compare_with(self.name, self.offer, parent)
-
-
-def _cursor_of(place: str) -> Cursor:
-    """A cursor that says: the copy has content, and it came from this server."""
-    return Cursor(hashlib.blake2b(place.encode(), digest_size=16).digest(), 0)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from core.config_sync import Tree
 from core.errors import NearpathError
+from core.exclude import Exclude
 from core.io_config_sync import work_directory
 from syncd.copy.io_prove import announced
 from syncd.copy.io_record import REFUSED, Record, brought
@@ -42,10 +43,8 @@ from syncd.transfer.wire import Cursor
 _LOOK_SLICE = 2_000
 """Directories walked in one transaction when the disk is read anew."""
 
-
 MAX_REFUSED = 100
 """So many paths are named; people fix them at the origin one by one."""
-
 
 _NOTHING: Mapping[bytes, Row] = {}
 
@@ -73,6 +72,7 @@ class Copy:
         self.name = name
         self.tree = tree
         self.ranks = Ranks(tree.indexes)
+        self._exclude = Exclude(tree.exclude)
         self._path = os.fsencode(tree.path)
         self._work = os.fsencode(work_directory(tree))
         self._kept = Kept("xattrs" in tree.keep, "acls" in tree.keep, "owners" in tree.keep)
@@ -285,8 +285,10 @@ class Copy:
             else:
                 looked = self._look_again(io_publish.abandon(self.layout))
         first = self.index.is_empty()
-        if first:
+        if first or int(fact(self._db, "exclude") or 0) != self._exclude.fingerprint():
             self.read_disk()
+            with transaction(self._db):
+                set_fact(self._db, "exclude", self._exclude.fingerprint())
         return Recovery(first, went_on, looked)
 
     def _goes_on(self, intent: Intent) -> bool:
@@ -317,7 +319,7 @@ class Copy:
         For the first start, and for `verify`: then the comparison of manifests tells what is wrong.
         """
         self.check_place()
-        disk = Disk(self.root)
+        disk = Disk(self.root, exclude=self._exclude)
         before = self._db.total_changes
         try:
             comparer = Comparer(disk, self.index)
@@ -380,7 +382,7 @@ class Copy:
 
     def _play(self, note: Note, known: Mapping[bytes, Row]) -> list[Draft]:
         """Bring the index to where the changes bring the tree; the drafts of the same for our children."""
-        disk = Disk(self.root)
+        disk = Disk(self.root, exclude=self._exclude)
         try:
             return Record(self.index, disk, note.changes).play(frozenset(note.refused), known)
         finally:
@@ -397,7 +399,7 @@ class Copy:
 
         `changes`: what brought it there.
         """
-        disk = Disk(self.root)
+        disk = Disk(self.root, exclude=self._exclude)
         try:
             return Record(self.index, disk, changes).look(paths)
         finally:

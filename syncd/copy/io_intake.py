@@ -33,7 +33,7 @@ from syncd.store.coalesce import coalesce
 from syncd.transfer.io_parent import ParentError
 from syncd.transfer.io_rsync import find_unlike, pull_attributes
 from syncd.transfer.rsync import Verdict
-from syncd.transfer.small import divide
+from syncd.transfer.small import NO_DIGEST, divide
 from syncd.transfer.streams import Retries
 from syncd.transfer.wire import Cursor
 
@@ -58,6 +58,10 @@ class Held(NearpathError):
 
 class Incomplete(NearpathError):
     """Some files of a version could not be fetched; clients see the version before."""
+
+
+class Undigested(Incomplete):
+    """Of some of them the journal does not tell the digest that the origin signed: the parent's listings may."""
 
 
 class NoRoom(NearpathError):
@@ -214,7 +218,8 @@ class Intake:
         if liar is not None and self.tree.mode == "atomic":
             raise wrong_content(self.name, parent.where, liar)
         if waiting and self.tree.mode == "atomic":
-            raise Incomplete(
+            kind = Undigested if NO_DIGEST in failed.values() else Incomplete
+            raise kind(
                 f"{len(failed):,} files did not come, such as {_some(failed)}", "a version is whole or not: tried again"
             )
         self._settle_retries(plan, failed, now)

@@ -18,7 +18,7 @@ from syncd.source.io_contents import Contents, Later
 from syncd.source.io_scan import Disk, Gone, Listing, Trouble
 from syncd.source.row import UNSURE, Row, has_other_mark, is_only_marked, is_same_thing
 from syncd.source.touched import Touched
-from syncd.store.io_index import Child, Index
+from syncd.store.io_index import UNREADABLE, Child, Index
 from syncd.store.io_journal import Draft
 
 
@@ -230,12 +230,17 @@ class Comparer:
         """The digest to store with `row`; None when none is wanted. Raises Later when it is not known yet.
 
         `before`: under another name. What was moved, and not written to since it was surely at rest, is not read again.
+        What cannot be read any more, and looks as it did, has the digest that it had: copies keep what they have of it, and
+        it is read when it may be, since that moves its ctime.
         """
         if self.contents is None or self.quiet or not stat.S_ISREG(row.mode):
             return None
         if before is not None and before.digest is not None and before.row.ctime_ns != UNSURE:
             return before.digest
-        return self.contents.of(self._disk, path, row)
+        digest = self.contents.of(self._disk, path, row)
+        if digest != UNREADABLE or (known := self._index.get(path)) is None or not known.digest:
+            return digest
+        return known.digest if is_same_thing(known.row, row) else digest
 
     def _is_as_listed(self, path: bytes) -> bool:
         now_ns = self._disk.listed_ns(path)

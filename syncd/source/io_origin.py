@@ -12,6 +12,7 @@ from typing import Literal
 
 from core.config_sync import Tree
 from core.errors import NearpathError
+from core.exclude import Exclude
 from core.io_log import get_logger
 from syncd.source.io_fanotify import fanotify_problem
 from syncd.source.io_scrub import Scrubber
@@ -49,7 +50,8 @@ class Origin:
         self.root: Root | None = None
         self.entries = 0
         self.watch: Literal["inotify", "fanotify"] = "inotify"
-        self.offer = Offer(store, self.freshness, self._served_path)
+        self._exclude = Exclude(tree.exclude)
+        self.offer = Offer(store, self.freshness, self._served_path, self._exclude)
         self._store = store
         self._seed = read_key(key_file)
         self._stop = threading.Event()
@@ -152,6 +154,7 @@ class Origin:
                     watch=self._choose_watch(),
                     keep_links="hard-links" in self.tree.keep,
                     signed_contents=self.tree.contents == "signed",
+                    exclude=self._exclude,
                     name=self.name,
                 )
             except StoreBusy as error:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from core.exclude import NOTHING, Exclude
 from syncd.model import MAX_PATH_BYTES
 from syncd.source.io_left_out import ELSEWHERE, SPECIAL, TOO_LONG, LeftOut
 from syncd.source.io_marks import NO_MARK, mark_of
@@ -76,11 +77,21 @@ class Disk:
     """
 
     def __init__(
-        self, root: bytes, watch: WatchHook = no_watch, *, cross_mounts: bool = False, left_out: LeftOut | None = None
+        self,
+        root: bytes,
+        watch: WatchHook = no_watch,
+        *,
+        cross_mounts: bool = False,
+        left_out: LeftOut | None = None,
+        exclude: Exclude = NOTHING,
     ) -> None:
-        """`left_out`: of an origin, is told of what copies do not get; directories and symlinks are marked then."""
+        """`left_out`: of an origin, is told of what copies do not get; directories and symlinks are marked then.
+
+        `exclude`: what is as if it were not there, and is neither entered nor watched.
+        """
         self.root = root
         self._left_out = left_out
+        self._exclude = exclude
         self.watch = watch
         self._cross_mounts = cross_mounts
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -174,6 +185,8 @@ class Disk:
         return _sure_ns(os.fstat(fd).st_ctime_ns)
 
     def _list_one(self, listing: Listing, fd: int, name: bytes, found: os.DirEntry[str]) -> None:
+        if self._exclude and self._exclude.leaves_out(_below(listing.path, name), found.is_dir(follow_symlinks=False)):
+            return
         if len(listing.path) + bool(listing.path) + len(name) > MAX_PATH_BYTES:
             self._skip(_below(listing.path, name), TOO_LONG)
             return
@@ -198,6 +211,8 @@ class Disk:
     def _look_at(self, fd: int, name: bytes, path: bytes) -> Row | None:
         try:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if self._exclude.leaves_out(path, stat.S_ISDIR(st.st_mode)):
+                return None
             row = self._row(st, fd, name)
             if row is None:
                 self._skip(path, SPECIAL)
@@ -266,6 +281,8 @@ class Disk:
         return fd, wd
 
     def _open_one(self, above: int, above_wd: int | None, name: bytes, path: bytes) -> tuple[int, int | None]:
+        if self._exclude.leaves_out(path, is_directory=True):
+            raise Gone(path)
         try:
             fd = os.open(name, _OPEN, dir_fd=above)
         except OSError as error:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from core.errors import NearpathError
+from core.exclude import NOTHING, Exclude
 from syncd.source.io_compare import Comparer, Depth
 from syncd.source.io_contents import Contents
 from syncd.source.io_fanotify import Fanotify
@@ -120,6 +121,7 @@ class SourceTree:
         watch: Literal["inotify", "fanotify"] = "inotify",
         keep_links: bool = False,
         signed_contents: bool = False,
+        exclude: Exclude = NOTHING,
         name: str = "TREE",
     ) -> None:
         """`name`: of the tree, for what an operator has to type.
@@ -137,6 +139,7 @@ class SourceTree:
         self._contents = Contents(root, self.wake) if signed_contents else None
         self._watch = watch
         self._cross_mounts = cross_mounts
+        self._exclude = exclude
         self._settle = settle or Settle()
         self._wake = threading.Event()
         self._db = open_store(store)
@@ -230,7 +233,7 @@ class SourceTree:
 
     def _open_root(self, accept: bool) -> None:
         try:
-            disk = Disk(self._root, cross_mounts=self._cross_mounts, left_out=self._left_out)
+            disk = Disk(self._root, cross_mounts=self._cross_mounts, left_out=self._left_out, exclude=self._exclude)
         except OSError as error:
             raise SourceError(
                 f"{os.fsdecode(self._root)} cannot be opened: {error.strerror}",

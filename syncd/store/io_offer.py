@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from core.exclude import NOTHING, Exclude
 from syncd.store.io_ledger import Ledger
 from syncd.store.io_store import StoreError
 from syncd.transfer import wire
@@ -29,12 +30,22 @@ class Freshness:
 
 
 class Offer:
-    """One tree as children see it. `freshness` and `path` are asked at each answer; `path` None: nothing to serve yet."""
+    """One tree as children see it. `freshness` and `path` are asked at each answer; `path` None: nothing to serve yet.
 
-    def __init__(self, store: Path, freshness: Callable[[], Freshness], path: Callable[[], str | None]) -> None:
+    `exclude`: what is served to nobody, though it lies in the tree.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        freshness: Callable[[], Freshness],
+        path: Callable[[], str | None],
+        exclude: Exclude = NOTHING,
+    ) -> None:
         self._store = store
         self._freshness = freshness
         self.path = path
+        self.exclude = exclude
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._ledger: Ledger | None = None
         self._last = -1
@@ -161,3 +172,8 @@ class Catalogue:
         """Where what is published lies."""
         offer = self.offers.get(tree)
         return offer.path() if offer else None
+
+    def exclude(self, tree: str) -> Exclude:
+        """What of it is served to nobody."""
+        offer = self.offers.get(tree)
+        return offer.exclude if offer else NOTHING

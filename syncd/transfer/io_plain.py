@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from syncd.transfer.io_parent import ParentError
 from syncd.transfer.io_rsync import end, environment
 from syncd.transfer.plain import Look, is_of_root, look_arguments, parse_look, parse_unread, transport_of, unread_text
 from syncd.transfer.rsync import Rsyncd, Ssh, Verdict, meaning
+from syncd.transfer.wire import Cursor
 
 MAX_SAID_BYTES = 256 << 20
 """A dry run says about 100 bytes for each difference: 2.5 million of them, and their paths, are held at once."""
@@ -31,6 +33,8 @@ class PlainParent:
     def __init__(self, config: config_sync.Parent) -> None:
         self.every_s = config.every
         self.place = self.where = config.place or ""
+        self.cursor = Cursor(hashlib.blake2b(self.place.encode(), digest_size=16).digest(), 0)
+        """which says: the copy has content, and it came from this server"""
         self._transport = transport_of(self.place, config.password_file)
 
     def connector(self, _tree: str) -> Ssh | Rsyncd:
@@ -51,9 +55,9 @@ class PlainParent:
     async def close(self) -> None:
         """There is nothing to close."""
 
-    async def differences(self, root: str) -> Look:
-        """What is different there from the directory `root`. ParentError when nothing can be listed there."""
-        arguments = look_arguments(self._transport, root)
+    async def differences(self, root: str, exclude: Sequence[str] = ()) -> Look:
+        """What is different there from the directory `root`, but for `exclude`. ParentError when nothing can be listed."""
+        arguments = look_arguments(self._transport, root, exclude)
         process = await asyncio.create_subprocess_exec(
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,

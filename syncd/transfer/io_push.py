@@ -285,6 +285,7 @@ class Pusher:
             xattrs="xattrs" in keep,
             acls="acls" in keep,
             owners="owners" in keep,
+            exclude=self._tree.exclude,
             limit_bytes_s=limit_bytes_s,
         )
 

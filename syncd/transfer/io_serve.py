@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from core.errors import MessageError
+from core.exclude import Exclude
 from syncd.publish.steps import PublishError
 from syncd.transfer import wire
 from syncd.transfer.io_accept import Door, DoorLimits, greet, is_stranger
@@ -58,6 +59,9 @@ class Source(Protocol):
     async def path(self, tree: str) -> str | None:
         """The absolute path of what is published. A symlink is followed once per stream, so a stream sees one version."""
 
+    def exclude(self, tree: str) -> Exclude:
+        """What lies there and is served to nobody."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -89,7 +93,6 @@ class Serving:
     binary: str = "rsync"
     owner: tuple[int, int] | None = None
     chroot: bool = False
-    exclude: tuple[str, ...] = ()
     config_dir: str = ""
     """where the configuration of each stream lies while it runs, see `io_splice.clear_configs`; default: the system's"""
 
@@ -235,7 +238,7 @@ class Server:
             paths = wire.decode_ask(await _body(request, self._limits.body_s), wire.MAX_FILES_ASKED)
             root = os.path.realpath(_there(await self._source.path(tree), tree))  # noqa: ASYNC240 (a few lstats)
             try:
-                body = await asyncio.to_thread(read_files, os.fsencode(root), paths, serving.exclude)
+                body = await asyncio.to_thread(read_files, os.fsencode(root), paths, self._source.exclude(tree))
             except PublishError as error:
                 raise _refuse(503, f"the parent cannot read this tree: {error}", {"Retry-After": "5"}) from None
             self.sent_bytes[node] += len(body)
@@ -249,8 +252,9 @@ class Server:
             with self._stream(node):
                 serving = self._serving
                 try:
+                    left_out = self._source.exclude(tree).patterns
                     config = daemon_config(
-                        wire.MODULE, root, owner=serving.owner, chroot=serving.chroot, exclude=serving.exclude
+                        wire.MODULE, root, owner=serving.owner, chroot=serving.chroot, exclude=left_out
                     )
                     async with rsync_process(serving.binary, config, self._ending, serving.config_dir) as process:
                         return await self._splice(request, process, node)

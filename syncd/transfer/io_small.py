@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fnmatch
 import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
 
+from core.exclude import NOTHING, Exclude
 from syncd.model import Entry
 from syncd.publish.io_below import Below, is_directory, remove_all
 from syncd.publish.io_publish import explained
@@ -45,8 +45,8 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # --- the parent ---------------------------------------------------------------------------------------------------------
 
 
-def read_files(root: bytes, paths: Sequence[bytes], exclude: Sequence[str] = ()) -> bytes:
-    """The answer to a request for `paths` below the directory `root`; `exclude` as in `rsync.daemon_config`.
+def read_files(root: bytes, paths: Sequence[bytes], exclude: Exclude = NOTHING) -> bytes:
+    """The answer to a request for `paths` below the directory `root`; without what is in `exclude`.
 
     What is excluded is answered as if it were not there. PublishError when `root` is no directory.
     """
@@ -54,10 +54,10 @@ def read_files(root: bytes, paths: Sequence[bytes], exclude: Sequence[str] = ())
         return b"".join(wire.encode_files(_answers(tree, paths, exclude)))
 
 
-def _answers(tree: Below, paths: Sequence[bytes], exclude: Sequence[str]) -> Iterator[Answer]:
+def _answers(tree: Below, paths: Sequence[bytes], exclude: Exclude) -> Iterator[Answer]:
     links: dict[tuple[int, ...], int] = {}
     for index, path in enumerate(paths):
-        if exclude and is_excluded(path, exclude):
+        if exclude.covers(path):
             yield Lack.GONE
             continue
         answer, found = _read_file(tree, path)
@@ -65,21 +65,6 @@ def _answers(tree: Below, paths: Sequence[bytes], exclude: Sequence[str]) -> Ite
             first = links.setdefault((found.st_dev, found.st_ino, *_stamps(found)), index)
             answer = answer if first == index else Linked(first)
         yield answer
-
-
-def is_excluded(path: bytes, patterns: Sequence[str]) -> bool:
-    """Whether rsync would leave out `path`, or something above it; `*` matches a slash here, so rather more than less."""
-    names = path.split(b"/")
-    above = [b"/".join(names[: i + 1]) for i in range(len(names))]
-    for pattern in (os.fsencode(word) for text in patterns for word in text.split()):
-        wanted = pattern.strip(b"/")
-        anchored = pattern.startswith(b"/")
-        if any(
-            fnmatch.fnmatchcase(part, wanted) or (not anchored and fnmatch.fnmatchcase(part, b"*/" + wanted))
-            for part in above
-        ):
-            return True
-    return False
 
 
 def _read_file(tree: Below, path: bytes) -> tuple[Answer, os.stat_result | None]:

@@ -34,10 +34,13 @@ def transport_of(place: str, password_file: str = "") -> Ssh | Rsyncd:
     return Rsyncd(url.hostname or "", url.path.strip("/"), url.port or 873, password_file, url.username or "")
 
 
-def look_arguments(transport: Ssh | Rsyncd, root: str, binary: str = "rsync", timeout_s: int = 60) -> list[str]:
+def look_arguments(
+    transport: Ssh | Rsyncd, root: str, exclude: Sequence[str] = (), binary: str = "rsync", timeout_s: int = 60
+) -> list[str]:
     """The dry run that tells what is different between the server and the directory `root`."""
     arguments = [binary, "-rlptn", "--delete", "-i", f"--out-format={LOOK_FORMAT}", f"--timeout={timeout_s}"]
-    return [*arguments, *shell_arguments(transport), place_argument(transport), root.rstrip("/") + "/"]
+    left_out = [f"--exclude={pattern}" for pattern in exclude]
+    return [*arguments, *left_out, *shell_arguments(transport), place_argument(transport), root.rstrip("/") + "/"]
 
 
 def parse_look(lines: Iterable[bytes], with_deletes: bool) -> list[Change]:
@@ -136,6 +139,6 @@ def unread_text(place: str, unread: Sequence[Fault], wrong: bytes) -> tuple[str,
     who = "this node's user" if is_here else "the rsync there (its `uid`, or the ssh user)"
     return (
         f"{place} cannot be {'compared' if is_here else 'listed'} as a whole: {some}{more}",
-        f"let {who} read it{'' if is_here else ', or leave it out there'}; until then nothing is deleted here, and this "
-        "copy is not current",
+        f"let {who} read it{'' if is_here else ', or leave it out: there, or here by `exclude`'}; until then nothing is "
+        "deleted here, and this copy is not current",
     )

@@ -83,6 +83,8 @@ class Options:
     """0: no limit"""
     purse: str = ""
     """of `io_pace`: our connector keeps the limit that stands there; `limit_bytes_s` is the lowest it may be"""
+    exclude: Sequence[str] = ()
+    """where rsync lists a tree by itself: what it leaves out, and does not delete at the other end"""
     timeout_s: int = 60
     binary: str = "rsync"
 
@@ -156,6 +158,7 @@ def whole_arguments(
     common = [argument for argument in _common(transport, options) if argument not in ("--from0", "--files-from=-")]
     gone = ["--delete-delay", "--force"] if delete else []
     gone += [f"--max-delete={most}"] if delete and most is not None else []
+    gone += [f"--exclude={pattern}" for pattern in options.exclude]
     return [*common, "--recursive", "--links", "--delay-updates", *gone, _directory(root), place_argument(transport)]
 
 
@@ -252,15 +255,18 @@ def daemon_config(
 
     `owner`: (uid, gid) to serve as, when the parent runs as root: rsync would take `nobody` otherwise, who cannot read
     private files. `chroot`: with root only; without it rsync itself keeps requests inside the module.
+    `exclude`: patterns as `core.exclude` has them.
     """
-    for text in (module, root, *exclude):
+    for text in (module, root):
         # rsyncd.conf has no quoting: % begins a variable, a backslash at the end continues the line.
         if re.search(r"[\n\r%\\\0]", text) or text != text.strip() or not text:
             raise RsyncError(f"{text!r} cannot be written to an rsyncd.conf", "use a path without % and backslash")
     lines = ["use chroot = " + ("yes" if chroot else "no"), "log file = /dev/null", "max verbosity = 1"]
     lines += ["reverse lookup = no", "munge symlinks = no", "timeout = 300", f"[{module}]", f"path = {root}"]
     lines += ["read only = yes", "list = no", "numeric ids = yes", f"refuse options = {' '.join(_REFUSED_OPTIONS)}"]
-    lines += [f"exclude = {' '.join(exclude)}"] if exclude else []
+    if exclude:
+        # Here spaces set patterns apart, and % begins a variable: ? leaves out those, and a little more.
+        lines.append("exclude = " + " ".join(re.sub(r"[\s%]", "?", pattern) for pattern in exclude))
     lines += [f"uid = {owner[0]}", f"gid = {owner[1]}"] if owner else []
     return "\n".join(lines) + "\n"
 

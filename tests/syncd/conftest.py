@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def start(root: bytes, tmp_path: Path, watch: str) -> Iterator[Start]:
         while open_now:
             open_now.pop().close()
 
-    def start(**options: bool) -> SourceTree:
+    def start(**options: Any) -> SourceTree:
         stop()
         source = SourceTree(root, tmp_path / "store.db", watch=watch, **options)
         open_now.append(source)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from core.exclude import NOTHING, Exclude
 from core.io_http import bind_tcp, bound_address, server_tls
 from core.tokens import token_sha256
 from syncd.model import Change, Entry, Kind, Op
@@ -41,6 +42,7 @@ class FakeTree:
         self.blob: bytes | None = sign_root(Root("t", 1, b"h" * 32, 0, 1.0), SEED)
         self.manifest = Manifest(self.entries)
         self.groups: list[tuple[bytes, ...]] = []
+        self.left_out = NOTHING
 
     def add(self, *paths: bytes) -> None:
         for path in paths:
@@ -79,6 +81,9 @@ class FakeTree:
 
     async def path(self, tree: str) -> str | None:
         return str(self.disk) if tree == "t" else None
+
+    def exclude(self, _tree: str) -> Exclude:
+        return self.left_out
 
 
 def entry_of(root: bytes, path: bytes) -> Entry:

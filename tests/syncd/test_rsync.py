@@ -97,6 +97,7 @@ def test_daemon_configuration() -> None:
     for line in ("[debian]", "path = /srv/my tree", "read only = yes", "list = no", "uid = 33", "gid = 34"):
         assert line in text.splitlines()
     assert "exclude = /.work" in text
+    assert "exclude = a?b 100?" in daemon_config("debian", "/srv", exclude=["a b", "100%"])
     assert "uid" not in daemon_config("debian", "/srv")
     for bad in ("/srv/%HOME%", "/srv/x\nread only = no", "/srv/x\\", " /srv"):
         with pytest.raises(RsyncError, match=r"rsyncd\.conf"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import shutil
@@ -180,6 +181,31 @@ def test_every_file_of_a_churned_tree_has_the_digest_of_its_content(
     assert last == {path: digest for path, digest in on_disk(root).items() if path in last}
 
 
+def test_what_cannot_be_read_any_more_has_the_digest_it_had(
+    root: bytes, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its copies, which have what they had, hold another tree than the origin signed, and say that of their parent."""
+    source = start(signed_contents=True)
+    full = write(root, b"f", b"old")
+    settle(source)
+    at, before = source.status.sequence, os.stat(full)
+
+    def closed(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io_contents, "open_to_read", closed)
+        os.chmod(full, 0o600)
+        write(root, b"g", b"new")
+        settle(source)
+        assert contents_of(source.index) == {b"f": digest_of(b"old"), b"g": None}
+    assert {change.path for change in source.journal.since(at, 9) or ()} >= {b"f", b"g"}
+    write(root, b"f", b"odd")
+    os.utime(full, ns=(0, before.st_mtime_ns))
+    settle(source)
+    assert contents_of(source.index)[b"f"] == digest_of(b"odd")
+
+
 def test_what_changes_while_it_is_read_has_no_digest(root: bytes) -> None:
     full = write(root, b"f", b"x" * 3_000_000)
     reads = 0
@@ -336,9 +362,9 @@ class Site:
             await origin.stop()
 
     @asynccontextmanager
-    async def following(self, parents: Parents) -> AsyncIterator[Follower]:
+    async def following(self, parents: Parents, mode: str = "live") -> AsyncIterator[Follower]:
         said = {"path": str(self.copied), "parents": ["bad", "good"], "public_key": self.key, "poll": "500ms"}
-        tree = Tree.model_validate(said | {"reserve": {"size": "0B", "share": "0%"}})
+        tree = Tree.model_validate(said | {"mode": mode, "reserve": {"size": "0B", "share": "0%"}})
         store = self.home / "state" / "copy.db"
         follower = Follower("t", tree, store, self.home / "copy.key", parents, lambda: None)
         await follower.start()
@@ -412,6 +438,25 @@ async def test_nothing_is_taken_for_a_content_of_a_sealed_tree_of_which_no_diges
         await until(lambda: bool(follower.status.troubles))
         assert follower.status.troubles[0][:2] == ("evil", NO_DIGEST)
         assert not (site.copied / "evil").exists()
+
+
+async def test_a_version_whose_digests_the_journal_does_not_tell_takes_them_from_the_listings(site: Site) -> None:
+    """Seen in five minutes of churn: a regional node learned of a file by itself, and its digest by comparing, later.
+
+    Its journal told the one and not the other; an atomic copy of it waited for ever.
+    """
+    (site.tree / "f").write_bytes(b"content")
+    async with site.serving() as parents, site.following(parents, "atomic") as follower:
+        await site.until_current(follower)
+        await until(lambda: site.origin.root is not None and site.origin.root.sealed)
+        cursor = await follower.with_copy(lambda copy: copy.cursor())
+        (site.tree / "late").write_bytes(b"late")
+        st = (site.tree / "late").stat()
+        entry = Entry(b"late", Kind.FILE, stat.S_IMODE(st.st_mode), st.st_size, st.st_mtime_ns)
+        site.bad.told, site.bad.told_at = Change(1, Op.UPSERT, b"late", entry), cursor.sequence
+        follower.look()
+        await until(lambda: (site.copied / "late").exists())
+        await site.until_current(follower)
 
 
 async def test_a_tree_is_sealed_while_it_is_used_and_nothing_is_fetched_or_read_twice(

@@ -10,11 +10,12 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from core.exclude import Exclude
 from core.io_http import bind_tcp, bound_address
 from syncd.model import Entry, Kind
 from syncd.publish.io_publish import DiskFull, Layout, check_staged
@@ -25,7 +26,7 @@ from syncd.source.row import Written
 from syncd.transfer import io_parent, io_serve, wire
 from syncd.transfer.io_parent import Parent, ParentError, ParentRefuses
 from syncd.transfer.io_serve import Serving
-from syncd.transfer.io_small import CHANGED, NO_FILE, UNREADABLE, VANISHED, is_excluded, read_files, stage_files
+from syncd.transfer.io_small import CHANGED, NO_FILE, UNREADABLE, VANISHED, read_files, stage_files
 from syncd.transfer.rsync import Options
 from syncd.transfer.small import DELTA_BYTES, divide
 from syncd.transfer.wire import SMALL_FILE_BYTES, Content, Lack, Linked, decode_files
@@ -77,8 +78,8 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def read(tree: Path, *paths: bytes, exclude: tuple[str, ...] = ()) -> list[wire.Answer]:
-    return decode_files(len(paths), read_files(os.fsencode(tree), paths, exclude))
+def read(tree: Path, *paths: bytes, exclude: Sequence[str] = ()) -> list[wire.Answer]:
+    return decode_files(len(paths), read_files(os.fsencode(tree), paths, Exclude(exclude)))
 
 
 def test_files_are_read_with_mode_and_time(tree: Path) -> None:
@@ -147,26 +148,6 @@ def test_a_file_that_changes_while_it_is_read_is_not_sent(
     assert read(tree, b"f") == [Lack.CHANGED]
 
 
-@pytest.mark.parametrize(
-    ("path", "is_out"),
-    [
-        (b".work", True),
-        (b".work/stage/x", True),
-        (b"d/.work", False),
-        (b".workers", False),
-        (b"d/tmp/x", True),
-        (b"tmp", True),
-        (b"d/tmpx", False),
-        (b"d/x.swp", True),
-        (b"a/b/c", True),
-        (b"x/a/b", True),
-        (b"a/bc", False),
-    ],
-)
-def test_what_is_excluded(path: bytes, is_out: bool) -> None:
-    assert is_excluded(path, ["/.work", "tmp/ *.swp", "a/b"]) is is_out
-
-
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_what_is_excluded_is_what_rsync_excludes(tree: Path) -> None:
     patterns = ["/.work", "tmp/", "*.swp", "a/b"]
@@ -178,8 +159,7 @@ def test_what_is_excluded_is_what_rsync_excludes(tree: Path) -> None:
     arguments = ["rsync", "-r", *[f"--exclude={pattern}" for pattern in patterns], f"{tree}/", f"{tree.parent}/out/"]
     subprocess.run(arguments, check=True)
     left = [path for path in paths if os.path.exists(os.fsencode(tree.parent) + b"/out/" + path)]
-    assert [path for path in paths if not is_excluded(path, patterns)] == left
-    answers = read(tree, *paths, exclude=tuple(patterns))
+    answers = read(tree, *paths, exclude=patterns)
     assert [path for path, answer in zip(paths, answers, strict=True) if answer is not Lack.GONE] == left
 
 
@@ -374,8 +354,9 @@ async def test_a_request_out_of_form_is_a_400(site: Site, body: bytes) -> None:
         await site.parent._ask("POST", "t", "files", 100, (200,), body=body)
 
 
-async def test_the_work_directory_is_not_served(tmp_path: Path) -> None:
-    async with served(tmp_path, serving=Serving(exclude=("/.work",))) as site:
+async def test_what_is_left_out_is_not_served(tmp_path: Path) -> None:
+    async with served(tmp_path) as site:
+        site.source.left_out = Exclude(["/.work"])
         entries = [site.file(b".work/stage/f").entry, site.file(b"f").entry]
         assert await site.parent.files("t", entries, stage_of(site)) == {b".work/stage/f": VANISHED}
 

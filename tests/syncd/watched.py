@@ -9,6 +9,7 @@ from typing import Protocol
 
 import pytest
 
+from core.exclude import NOTHING, Exclude
 from syncd.model import Change, Op
 from syncd.source.io_fanotify import fanotify_problem
 from syncd.source.io_source import SourceTree
@@ -27,7 +28,12 @@ class Start(Protocol):
     """See the fixture `start`."""
 
     def __call__(
-        self, *, accept_root: bool = False, cross_mounts: bool = False, signed_contents: bool = False
+        self,
+        *,
+        accept_root: bool = False,
+        cross_mounts: bool = False,
+        signed_contents: bool = False,
+        exclude: Exclude = NOTHING,
     ) -> SourceTree: ...
 
     def stop(self) -> None:
