@@ -29,3 +29,14 @@ def hold_state_dir(folder: Path, who: str) -> int:
             f"another {who} runs on state_dir {folder}", "stop it first, or give this one a state_dir of its own"
         ) from None
     return handle
+
+
+def find_holder(folder: Path) -> int:
+    """The process that runs on a state_dir; 0: none does. OSError when its lock cannot be looked at."""
+    status = (folder / "lock").stat()
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if "FLOCK" in fields and place in fields and (pid := int(fields[fields.index(place) - 1])) > 0:
+            return pid
+    return 0

@@ -51,10 +51,10 @@ class ApiError(NearpathError):
         return json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def no_such_model(model: str) -> ApiError:
-    """404, as the API has it."""
+def no_such_model(model: str, status: int = 404) -> ApiError:
+    """404 as the API has it; 403 when it may exist, but not for this key."""
     what = f"the model '{model}' does not exist or you do not have access to it"
-    return ApiError(404, INVALID, what, "see /v1/models", param="model", code="model_not_found")
+    return ApiError(status, INVALID, what, "see /v1/models", param="model", code="model_not_found")
 
 
 class Unreachable(NearpathError):
@@ -62,8 +62,7 @@ class Unreachable(NearpathError):
 
     `reason` is one of a few fixed words (`connect`, `timeout`, `status 503`, `rate limited`, `credentials`, ...), fit for
     X-Degraded and for metric labels; of an upstream whose circuit is open, what opened it. `limited`: all that could be
-    asked said 429, and there is room again after `retry_after_s` (`in_ms`: told to the millisecond). `answer_status` and
-    `answer_body` are the last real error answer.
+    asked said 429, and there is room again after `retry_after_s` (`in_ms`: told to the millisecond).
     """
 
     def __init__(
@@ -74,8 +73,6 @@ class Unreachable(NearpathError):
         retry_after_s: float | None = None,
         limited: bool = False,
         in_ms: bool = False,
-        answer_status: int | None = None,
-        answer_body: bytes = b"",
     ) -> None:
         told = ", ".join(f"{name}: {why}" for name, why in reasons.items()) or reason
         super().__init__("no upstream answers", told)
@@ -84,8 +81,6 @@ class Unreachable(NearpathError):
         self.retry_after_s = retry_after_s
         self.limited = limited
         self.in_ms = in_ms
-        self.answer_status = answer_status
-        self.answer_body = answer_body
 
 
 class Busy(NearpathError):

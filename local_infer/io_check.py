@@ -17,8 +17,8 @@ from core.config import split_listen
 from core.config_infer import InferConfig, Routing, Upstream
 from core.errors import NearpathError
 from core.io_http import bind_tcp, server_tls
-from local_infer.io_check_cache import check_cache
-from local_infer.load.io_processes import pid_of
+from core.io_state import find_holder
+from local_infer.io_check_cache import Finding, check_cache
 from local_infer.retrieval.io_build import read_index
 from local_infer.telemetry.io_otlp import check_extra, read_headers
 from local_infer.upstreams.io_attempt import Broken
@@ -27,9 +27,6 @@ from local_infer.upstreams.io_probing import open_link
 _COLLECTOR_S = 5.0
 _LISTEN = "0A"
 """TCP_LISTEN in /proc/net/tcp."""
-
-Finding = tuple[bool, str, str]
-"""(good, what was looked at, what was found)."""
 
 
 async def check_all(config: InferConfig) -> int:
@@ -114,8 +111,8 @@ def _addresses(config: InferConfig) -> Iterator[Finding]:
 def _running(config: InferConfig) -> int:
     """The process of the gateway that runs on this state_dir; 0: none does."""
     try:
-        return pid_of(Path(config.state_dir))
-    except (NearpathError, OSError):
+        return find_holder(Path(config.state_dir))
+    except OSError:
         return 0
 
 

@@ -75,7 +75,7 @@ class Ask:
 
     `refused` are the steps that the client does not want (`X-Ladder-Refuse`), `resume` (`X-Stream-Resume`) says that a cut
     stream may be continued by another upstream. `arrived_s` is on the anchored clock. `trace` is its span, with telemetry.
-    `idempotency_key` is the one header of the client's that goes on as it came: it says nothing of the answer.
+    `idempotency_key` is what upstreams get in place of the client's: no other tenant and no other request has it.
     """
 
     id: str

@@ -30,12 +30,11 @@ _CERTIFICATE_WARNING_S = 14 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The user the daemon runs as; `sure` when it was seen running, else it is a guess."""
+    """The user the daemon runs as, or would."""
 
     uid: int
     groups: frozenset[int]
     name: str
-    sure: bool
 
     def may(self, path: Path, want: int) -> bool:
         """Whether permissions let this user do `want` (os.R_OK | ...) with `path`, and reach it (access(2))."""
@@ -56,18 +55,17 @@ class Account:
 
 def daemon_account(state_dir: Path, socket_path: Path) -> Account:
     """Who the daemon is: the peer of its control socket; else the owner of state_dir if we are root; else we."""
-    sure, uid = True, os.geteuid()
+    uid = os.geteuid()
     try:
         _pid, uid, _gid = control_peer(socket_path)
     except OSError:
-        sure = False
         if uid == 0 and state_dir.is_dir():
             uid = state_dir.stat().st_uid
     try:
         entry = pwd.getpwuid(uid)
-        return Account(uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)), entry.pw_name, sure)
+        return Account(uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)), entry.pw_name)
     except KeyError:
-        return Account(uid, frozenset(), f"uid {uid}", sure)
+        return Account(uid, frozenset(), f"uid {uid}")
 
 
 def check_loading(config: Config) -> Iterator[Finding]:

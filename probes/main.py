@@ -38,6 +38,7 @@ def run(
 ) -> None:
     """Measure the mirrors from this host and report to the appliance."""
     if context.invoked_subcommand:
+        context.obj = config
         return
     if config is None:
         raise typer.BadParameter("give the agent's configuration file", param_hint="--config")
@@ -69,8 +70,14 @@ async def _start(file: Path, config: AgentConfig) -> Life:
 
 @app.command("trace")
 def trace_path(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(help="An address, a name, or with -c a mirror that the agent probes.")],
-    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Send SYNs to this port.")] = 443,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", "-p", min=1, max=65535, help="Send SYNs to it (443, or the port of the mirror's check)."
+        ),
+    ] = None,
     icmp: Annotated[bool, typer.Option("--icmp", help="Send pings instead.")] = False,
     ipv6: Annotated[bool | None, typer.Option("--ipv6/--ipv4", "-6/-4", help="For a name: only this family.")] = None,
     mtu: Annotated[bool, typer.Option("--mtu", help="Find the path MTU too, by large pings.")] = False,
@@ -84,7 +91,8 @@ def trace_path(
     # Only this command carries scapy: an agent that runs for months does without its 20 MB.
     from probes.trace.io_command import TraceOptions, run_trace
 
-    agent = read_agent_config(config) if config else None
+    file: Path | None = config or context.obj
+    agent = read_agent_config(file) if file else None
     run_trace(target, agent, TraceOptions(port, icmp, ipv6, mtu, rounds, max_hops, timeout_s, json))
 
 

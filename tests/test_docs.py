@@ -74,6 +74,13 @@ def test_every_make_target_named_in_a_page_exists() -> None:
         assert named <= targets, page.name
 
 
+def test_every_module_of_syncd_is_in_the_design() -> None:
+    tables = text_of("docs/design.md").partition("\n## syncd\n")[2]
+    modules = {path.stem for path in (ROOT / "syncd").rglob("*.py")} - {"__init__"}
+    assert {"io_child", "plan"} <= modules
+    assert [name for name in sorted(modules) if f"`{name}`" not in tables] == []
+
+
 # --- configuration ------------------------------------------------------------------------------------------------------
 
 

@@ -178,7 +178,8 @@ class Cache(ExactCache):
         if keys is None:
             return None
         key = keys.key
-        ask = replace(ask, resume=False)  # nobody sees this stream who would like half of it better than none
+        # Nobody sees this stream who would like half of it better than none, and what is wanted is a new answer.
+        ask = replace(ask, resume=False, idempotency_key="")
         mark: Ahead = "refresh" if kind == "refresh" else "follow" if kind == "follow" else ""
         outcome = "not_kept"
 

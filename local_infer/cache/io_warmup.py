@@ -193,7 +193,7 @@ async def _all_lines(config: InferConfig) -> list[Line]:
             lines += read_lines(data, config.cache.warm_file, tenants)
         except (OSError, ValueError) as error:
             _log.error("cache_warm_file_failed", file=config.cache.warm_file, why=str(error), fix="see cache.warm_file")
-    answers = await asyncio.gather(*(_ask_neighbour(url, config) for url in config.cache.neighbours))
+    answers = await asyncio.gather(*(_hottest_of(url, config) for url in config.cache.neighbours))
     for url, data in zip(config.cache.neighbours, answers, strict=True):
         lines += read_lines(data, url, tenants, NEIGHBOUR_KEYS, named=True)
     return lines
@@ -215,7 +215,7 @@ def _read_key(file: str) -> str:
         return handle.read(1024).decode("ascii").strip()
 
 
-async def _ask_neighbour(url: str, config: InferConfig) -> bytes:
+async def _hottest_of(url: str, config: InferConfig) -> bytes:
     """The hottest requests of a gateway; nothing when it cannot be asked, which the log tells."""
     try:
         return await ask_neighbour(url, config, NEIGHBOUR_KEYS)

@@ -6,10 +6,11 @@ What comes from an upstream while it is up never passes through here: its bytes 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from local_infer.gateway.sse import DONE, data_of, ends_with_done, split_events, write_event
+from local_infer.gateway.sse import DONE, MAX_EVENT_BYTES, data_of, ends_with_done, split_events, write_event
 from local_infer.model import Ask, Endpoint, ModelCard, Step
 
 _WHOLE = {Endpoint.CHAT: "chat.completion", Endpoint.COMPLETIONS: "text_completion"}
@@ -36,7 +37,7 @@ def write_answer(
         choice["text"] = text
     choice |= {"logprobs": None, "finish_reason": finish}
     body = _base(ask, _WHOLE, model, step, created_s) | {"choices": [choice], "usage": dict(usage)}
-    return _dump(body)
+    return dump(body)
 
 
 def write_chunk(ask: Ask, text: str, model: str, step: Step, created_s: int, finish: str | None, first: bool) -> bytes:
@@ -59,7 +60,7 @@ def write_usage(ask: Ask, model: str, step: Step, created_s: int, usage: Mapping
     if not wants_usage(ask):
         return b""
     body = _base(ask, _CHUNK, model, step, created_s) | {"choices": [], "usage": dict(usage)}
-    return write_event(_dump(body))
+    return write_event(dump(body))
 
 
 def wants_usage(ask: Ask) -> bool:
@@ -73,12 +74,12 @@ def write_models(cards: Iterable[ModelCard], created_s: int) -> bytes:
     seen: dict[str, dict[str, Any]] = {}
     for card in cards:
         seen.setdefault(card.id, _card(card, created_s))
-    return _dump({"object": "list", "data": list(seen.values())})
+    return dump({"object": "list", "data": list(seen.values())})
 
 
 def write_model(card: ModelCard, created_s: int) -> bytes:
     """The answer of `GET /v1/models/ID`."""
-    return _dump(_card(card, created_s))
+    return dump(_card(card, created_s))
 
 
 def _card(card: ModelCard, created_s: int) -> dict[str, Any]:
@@ -96,12 +97,22 @@ def _base(ask: Ask, kinds: Mapping[Endpoint, str], model: str, step: Step, creat
 
 
 def _event(base: Mapping[str, Any], choice: Mapping[str, Any]) -> bytes:
-    return write_event(_dump({**base, "choices": [choice]}))
+    return write_event(dump({**base, "choices": [choice]}))
 
 
 # -- marks on kept answers
 
 
+@contextmanager
+def _odd_is_none() -> Iterator[None]:
+    """What an upstream sends may have anything in any place: a text for a message, a list for an index."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"of no form of the API: {error}") from None
+
+
+@_odd_is_none()
 def mark_body(body: bytes, model_prefix: str, step: Step, prefix: str) -> bytes:
     """A kept whole answer, marked: `model_prefix` before its model, the step as fingerprint, `prefix` before its content.
 
@@ -114,9 +125,10 @@ def mark_body(body: bytes, model_prefix: str, step: Step, prefix: str) -> bytes:
         place, name = (message, "content") if isinstance(message, dict) else (choice, "text")
         if prefix and isinstance(place.get(name), str) and not place.get("tool_calls"):
             place[name] = prefix + place[name]
-    return _dump(fields)
+    return dump(fields)
 
 
+@_odd_is_none()
 def mark_events(events: bytes, model_prefix: str, step: Step, prefix: str) -> bytes:
     """The same for a kept stream: every chunk is marked, the first content of each choice gets the visible prefix."""
     written, prefixed = [], set()
@@ -135,7 +147,7 @@ def mark_events(events: bytes, model_prefix: str, step: Step, prefix: str) -> by
             if prefix and index not in prefixed and isinstance(place.get(name), str) and place[name]:
                 prefixed.add(index)
                 place[name] = prefix + place[name]
-        written.append(write_event(_dump(fields)))
+        written.append(write_event(dump(fields)))
     return b"".join(written)
 
 
@@ -157,27 +169,37 @@ def to_events(body: bytes, include_usage: bool = False) -> bytes:
     chat = "message" in choices[0]
     base = {name: value for name, value in fields.items() if name not in ("choices", "usage")}
     base["object"] = "chat.completion.chunk" if chat else "text_completion"
+    # Each event says it again: ten thousand empty choices beside a long field would become gigabytes.
+    if len(dump(base)) * 2 * len(choices) > MAX_EVENT_BYTES + len(body):
+        raise ValueError("too many choices")
     events = []
     for choice in choices:
-        index = choice.get("index", 0)
-        if chat:
-            delta = {name: value for name, value in (choice.get("message") or {}).items() if value is not None}
-            if isinstance(delta.get("tool_calls"), list):
-                delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(delta["tool_calls"])]
-            first = {"index": index, "delta": delta, "logprobs": choice.get("logprobs"), "finish_reason": None}
-            last = {"index": index, "delta": {}, "logprobs": None, "finish_reason": choice.get("finish_reason")}
-            events += [_event(base, first), _event(base, last)]
-        else:
-            events.append(_event(base, choice))
+        with _odd_is_none():
+            events += _chat_events(base, choice) if chat else [_event(base, choice)]
     if include_usage and isinstance(fields.get("usage"), dict):
-        events.append(write_event(_dump({**base, "choices": [], "usage": fields["usage"]})))
+        events.append(write_event(dump({**base, "choices": [], "usage": fields["usage"]})))
     return b"".join([*events, DONE])
+
+
+def _chat_events(base: Mapping[str, Any], choice: Mapping[str, Any]) -> list[bytes]:
+    index = choice.get("index", 0)
+    delta = {name: value for name, value in (choice.get("message") or {}).items() if value is not None}
+    if isinstance(delta.get("tool_calls"), list):
+        delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(delta["tool_calls"])]
+    first = {"index": index, "delta": delta, "logprobs": choice.get("logprobs"), "finish_reason": None}
+    last = {"index": index, "delta": {}, "logprobs": None, "finish_reason": choice.get("finish_reason")}
+    return [_event(base, first), _event(base, last)]
 
 
 def to_whole(events: bytes) -> bytes:
     """A whole stream as the answer it would have been; ValueError when it has no `[DONE]`, an error, or no choices."""
     if not ends_with_done(events):
         raise ValueError("the stream has no [DONE]")
+    with _odd_is_none():
+        return dump(_whole_of(events))
+
+
+def _whole_of(events: bytes) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     usage: Any = None
@@ -204,7 +226,7 @@ def to_whole(events: bytes) -> bytes:
     whole["choices"] = [choices[index] for index in sorted(choices)]
     if usage is not None:
         whole["usage"] = usage
-    return _dump(whole)
+    return whole
 
 
 def _add_choice(choice: dict[str, Any], chunk: Mapping[str, Any]) -> None:
@@ -215,7 +237,11 @@ def _add_choice(choice: dict[str, Any], chunk: Mapping[str, Any]) -> None:
     if isinstance(logprobs := chunk.get("logprobs"), dict):
         kept = choice["logprobs"] = choice["logprobs"] or {}
         for name, items in logprobs.items():
-            kept[name] = [*(kept.get(name) or []), *items] if isinstance(items, list) else items
+            # Not a new list each time: that costs the square of a long answer.
+            if isinstance(items, list) and isinstance(before := kept.get(name), list):
+                before.extend(items)
+            else:
+                kept[name] = items
     if chunk.get("finish_reason") is not None:
         choice["finish_reason"] = chunk["finish_reason"]
 
@@ -267,5 +293,9 @@ def _loads_object(data: bytes) -> dict[str, Any]:
     return fields
 
 
-def _dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+def dump(value: Any) -> bytes:
+    """JSON in UTF-8; half of a surrogate pair, which UTF-8 cannot say, stays an escape: its rest may come yet."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()

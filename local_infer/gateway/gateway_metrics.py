@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -20,6 +21,9 @@ _TOTAL_BUCKETS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.
 # A quote within a JSON string is escaped, so no text that somebody wrote can look like these names.
 _PROMPT_RE = re.compile(rb'"prompt_tokens"\s*:\s*([0-9]{1,12})')
 _COMPLETION_RE = re.compile(rb'"completion_tokens"\s*:\s*([0-9]{1,12})')
+
+_BREAKING_RE = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+"""What JSON may hold as it is, and a terminal takes as a command, or a program as the end of a line."""
 
 
 @dataclass(slots=True)
@@ -134,7 +138,13 @@ def access_line(note: Note, now: float, tokens: tuple[int, int]) -> bytes:
         "prompt_tokens": tokens[0],
         "completion_tokens": tokens[1],
     }
-    if note.question or note.answer:
-        line["question"] = note.question.decode("utf-8", "replace")
-        line["answer"] = note.answer.decode("utf-8", "replace")
+    if not (note.question or note.answer):
+        return _dump(line)
+    line["question"] = note.question.decode("utf-8", "replace")
+    line["answer"] = note.answer.decode("utf-8", "replace")
+    # All else are our own words, and names that may only be visible ASCII.
+    return _BREAKING_RE.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), _dump(line)[:-1]) + b"\n"
+
+
+def _dump(line: dict[str, Any]) -> bytes:
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

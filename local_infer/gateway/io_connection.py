@@ -105,20 +105,18 @@ class Connection(web.RequestHandler):
 
 
 class GatewayServer(web.Server):
-    """Makes connections; `limits` hold for those made from now on.
+    """Makes connections; `limits` hold for those made from now on. `new_id` makes ids of requests that no handler sees.
 
     Those of clients that have shown no good key are strangers. They cost a descriptor each, of which upstreams, disk and
-    generator need some too: past `most` connections the stranger who came first goes, at last the new one itself.
+    generator need some too: past half of them the stranger who came first goes, at last the new one itself.
     """
 
-    def __init__(
-        self, handler: Handler, limits: GatewayLimits, most: int | None = None, new_id: Callable[[], str] = str
-    ) -> None:
+    def __init__(self, handler: Handler, limits: GatewayLimits, new_id: Callable[[], str]) -> None:
         # A client that goes away cancels its handler, and so the upstream.
         super().__init__(handler, handler_cancellation=True)
         self.limits = limits
         self.new_id = new_id
-        self._most = most if most is not None else max(_LEAST_CONNECTIONS, _descriptors() // 2)
+        self._most = max(_LEAST_CONNECTIONS, _descriptors() // 2)
         self._strangers: dict[web.RequestHandler, None] = {}
 
     def __call__(self) -> Connection:

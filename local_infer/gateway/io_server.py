@@ -28,7 +28,7 @@ from local_infer.gateway.io_access_log import AccessLog
 from local_infer.gateway.io_connection import GatewayServer, StreamedResponse, read_body, too_large
 from local_infer.gateway.keys import Caller, Keys
 from local_infer.gateway.request import read_ask
-from local_infer.gateway.room import SMALL_ANSWER_BYTES, Room, weigh
+from local_infer.gateway.room import UNCOUNTED_BYTES, Room, weigh
 from local_infer.gateway.sse import write_event
 from local_infer.model import Answer, Ask, Clock, Endpoint, ModelCard, Stream
 from local_infer.telemetry.io_otlp import Telemetry
@@ -53,13 +53,13 @@ def _ready() -> Sequence[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class _Parts:
     """What the front asks of the rest: the ladder, cards for /v1/models, hot keys for a neighbour, why it is not ready."""
 
     answer: Callable[[Ask], Awaitable[Answer]]
     cards: Callable[[], Sequence[ModelCard]]
-    hottest: Callable[[str, int], bytes] = _hottest
-    not_ready: Callable[[], Sequence[str]] = _ready
+    hottest: Callable[[str, int], bytes]
+    not_ready: Callable[[], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Gateway:
         self._config = config
         self._telemetry = telemetry
         self._place = ("", 0)
-        self._parts = Parts(answer, cards, hottest, not_ready)
+        self._parts = _Parts(answer, cards, hottest, not_ready)
         self._clock = clock
         self._keys = Keys(config)
         self._metrics = GatewayMetrics(registry)
@@ -116,7 +116,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Listen on every configured address; NearpathError when one cannot be had, and then on none."""
-        self._server = GatewayServer(self._handle, self._config.limits, new_id=self._new_id)
+        self._server = GatewayServer(self._handle, self._config.limits, self._new_id)
         self._tls = server_tls(self._config.tls.cert, self._config.tls.key) if self._config.tls else None
         try:
             for listen in self._config.listen:
@@ -134,10 +134,6 @@ class Gateway:
     def under_way(self) -> int:
         """Requests under way."""
         return self._under_way
-
-    def replace_parts(self, parts: Parts) -> None:
-        """What requests are answered by from now on."""
-        self._parts = parts
 
     async def reconfigure(self, config: InferConfig) -> None:
         """Keys, limits, certificate and addresses of a new configuration; NearpathError leaves all as it was.
@@ -264,7 +260,7 @@ class Gateway:
         note.client = caller.client.name
         if (request.content_length or 0) > config.limits.body:
             raise too_large(config.limits.body)
-        share = self._keys.share(caller, now)
+        share = self._keys.share(caller, now, self._under_way)
         if self._under_way >= config.limits.requests:
             raise ApiError(
                 429, RATE_LIMIT, "the gateway has as many requests under way as it takes", "try again soon",
@@ -315,7 +311,7 @@ class Gateway:
         note.tail = body
         if exchange.config.access_log.content:
             note.answer = body[:_LOGGED_BYTES]
-        if len(body) > SMALL_ANSWER_BYTES:
+        if len(body) > UNCOUNTED_BYTES:
             # Written within the request's time limit: the client may read it slowly, or not at all.
             with self._room.sending(body):
                 await self._write_long(exchange, response)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from core.config_infer import ApiKey, InferConfig
 from core.tokens import MAX_TOKEN_LEN, bearer_token, is_token, token_sha256
-from local_infer.fault import INVALID, RATE_LIMIT, ApiError
+from local_infer.fault import INVALID, RATE_LIMIT, ApiError, no_such_model
 from local_infer.model import Client, Priority
 
 ANONYMOUS = "anonymous"
@@ -24,6 +24,9 @@ _BUSY_RETRY_S = 1.0
 
 ASKED_LATELY_S = 30.0
 """Who asked within this time is there: what others may take must leave room for the next request."""
+
+CROWDED_RATIO = 0.75
+"""Of the requests that the gateway takes: with so many under way the rest is for those who have fewer than the others."""
 
 LIST_EVERY_S = 0.2
 LISTS_AT_ONCE = 20
@@ -75,13 +78,7 @@ class Caller:
     def check_model(self, model: str) -> None:
         """ApiError 403 when this key may not use `model`, worded as for a model that is not there."""
         if not self.may_use(model):
-            raise ApiError(
-                403,
-                INVALID,
-                f"the model '{model}' does not exist or you do not have access to it",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(model, 403)
 
     def enter(self, now: float, share: int = 0) -> None:
         """Count a request in; ApiError 429 when a limit is reached. Each `enter` needs a `leave`.
@@ -158,6 +155,7 @@ class Keys:
         callers = [_caller(name, key) for name, key in config.keys.items()]
         self._by_digest = {caller.digest: caller for caller in callers}
         self._anonymous = Caller(Client(ANONYMOUS, _ANONYMOUS_TENANT)) if config.anonymous else None
+        self._requests = config.limits.requests
         self._share = max(1, int(config.limits.requests * config.limits.share))
         self._last: Caller | None = None
         self._last_s = self._other_s = -math.inf
@@ -192,16 +190,22 @@ class Keys:
             )
         return found
 
-    def share(self, caller: Caller, now: float) -> int:
+    def share(self, caller: Caller, now: float, under_way: int) -> int:
         """How many requests a caller without a limit of its own, who asks now, may have under way; 0: any number.
 
-        One that asks alone may take all; from the moment on that another one asks too, each only gets its share.
+        One that asks alone may take all; from the moment on that another one asks too, each only gets its share; and when
+        it is crowded (`under_way`: of all callers), as much as would be left for each if one more came.
         """
         if caller is not self._last:
             # `_other_s` is when somebody else than the last one asked: enough to know for every caller whether one did.
             self._last, self._other_s = caller, self._last_s
         self._last_s = now
-        return self._share if now - self._other_s < ASKED_LATELY_S else 0
+        if now - self._other_s >= ASKED_LATELY_S:
+            return 0
+        if under_way < self._requests * CROWDED_RATIO:
+            return self._share
+        holders = sum(count > 0 for count in self.under_way().values())
+        return min(self._share, max(1, self._requests // (holders + 1)))
 
     def _find_key(self, key: str) -> Caller | None:
         # The table sees only hashes, which nobody can steer towards a stored one; the comparison has the last word.

@@ -17,7 +17,7 @@ _CONTAINER_BYTES = 250
 _VALUE_BYTES = 40
 _BUSY_RETRY_S = 1.0
 
-SMALL_ANSWER_BYTES = 1 << 16
+UNCOUNTED_BYTES = 1 << 16
 """Answers up to this are not counted: what is reckoned for each request has room for them."""
 
 

@@ -88,3 +88,16 @@ def write_event(data: bytes) -> bytes:
 def ends_with_done(events: bytes) -> bool:
     """Whether the last event of a run is `[DONE]`."""
     return events.rstrip(b"\r\n").endswith((b"data: [DONE]", b"data:[DONE]"))
+
+
+def up_to_done(events: bytes) -> bytes:
+    """A run of events without what comes after the first `[DONE]` in it."""
+    first = events.find(b"[DONE]")
+    if first < 0 or (events[first + 6 :].strip(b"\r\n") == b"" and ends_with_done(events)):
+        return events  # nearly always
+    at = 0
+    for event in split_events(events):
+        at += len(event)
+        if data_of(event) == b"[DONE]":
+            return events[:at]
+    return events

@@ -77,14 +77,12 @@ class Generation:
         """The model's answer, begun; Abstained with why. Cancel, or close the stream, to end it within a second."""
         prompt = read_prompt(ask, self._config)
         if isinstance(prompt, Abstained):
-            self._metrics.abstained.labels(prompt.why).inc()
-            return prompt
+            return self._abstain(prompt.why, prompt.what)
         client, now = ask.client.name, self._clock()
         # What is ours is no client's fault.
         schema = prompt.schema if prompt.schema != ANY_OBJECT else None
         if schema is not None and (refused_s := self._blame.refused_s(client, schema, now)):
-            self._metrics.abstained.labels("schema").inc()
-            return Abstained("schema", f"such a schema of yours made it fail; refused for {math.ceil(refused_s)} s")
+            return self._abstain("schema", f"such a schema of yours made it fail; refused for {math.ceil(refused_s)} s")
         lost = partial(self._lost, client, schema)
         try:
             job = await self._slots.begin(
@@ -115,9 +113,9 @@ class Generation:
             self._blame.note(client, schema, CANCEL if why == "cancel" else CRASH, self._clock())
             _log.warning("schema_blamed", client=client, why=why)
 
-    def _abstain(self, why: str) -> Abstained:
+    def _abstain(self, why: str, what: str = "") -> Abstained:
         self._metrics.abstained.labels(why).inc()
-        return Abstained(why)
+        return Abstained(why, what)
 
     def _refused(self, ask: Ask, refused: Refused) -> Abstained:
         _log.info("generation_refused", id=ask.id, why=refused.why, what=refused.what)

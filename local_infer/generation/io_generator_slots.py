@@ -35,10 +35,6 @@ _PART = "generation"
 _log = get_logger("generation")
 
 
-def _say_nothing(_why: str) -> None:
-    pass
-
-
 class Job:
     """A generation under way: `next` gives its messages until Done or Refused."""
 
@@ -129,9 +125,7 @@ class GeneratorSlots:
 
     # -- jobs
 
-    async def begin(
-        self, request: Generate, priority: Priority, deadline_s: float, lost: Callable[[str], None] = _say_nothing
-    ) -> Job:
+    async def begin(self, request: Generate, priority: Priority, deadline_s: float, lost: Callable[[str], None]) -> Job:
         """Give `request` (its id is set here) to a slot, waiting for one until `deadline_s`; Busy when there is none.
 
         `lost` hears when that cost the slot its process: `cancel`, `late` or `crashed`.

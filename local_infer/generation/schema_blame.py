@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
 
 BLAMED_S = 600.0
 MOST_CLIENTS = 1024
@@ -17,36 +16,34 @@ ONE_SCHEMA, ALL_SCHEMAS = 2, 6
 """Strikes after which a schema is refused, and after which all of its client are: they may differ by a blank."""
 
 
-@dataclass(slots=True)
-class _Record:
-    strikes: OrderedDict[bytes, tuple[int, float]] = field(default_factory=OrderedDict)
-    """By schema: how many, and until when they count."""
+_Strikes = OrderedDict[bytes, tuple[int, float]]
+"""By schema: how many, and until when they count."""
 
 
 class Blame:
     """What the clients' schemas did."""
 
     def __init__(self) -> None:
-        self._clients: OrderedDict[str, _Record] = OrderedDict()
+        self._clients: OrderedDict[str, _Strikes] = OrderedDict()
 
     def note(self, client: str, schema: str, strikes: int, now: float) -> None:
         """A process was lost over this schema of the client."""
-        record = self._clients.setdefault(client, _Record())
+        by_schema = self._clients.setdefault(client, OrderedDict())
         self._clients.move_to_end(client)
         if len(self._clients) > MOST_CLIENTS:
             self._clients.popitem(last=False)
         digest = _digest(schema)
-        before, until_s = record.strikes.pop(digest, (0, now))
-        record.strikes[digest] = (before + strikes if until_s > now else strikes, now + BLAMED_S)
-        if len(record.strikes) > MOST_SCHEMAS:
-            record.strikes.popitem(last=False)
+        before, until_s = by_schema.pop(digest, (0, now))
+        by_schema[digest] = (before + strikes if until_s > now else strikes, now + BLAMED_S)
+        if len(by_schema) > MOST_SCHEMAS:
+            by_schema.popitem(last=False)
 
     def refused_s(self, client: str, schema: str, now: float) -> float:
         """For how long this schema of the client is still refused; 0: it may be tried."""
-        record = self._clients.get(client)
-        if record is None:
+        by_schema = self._clients.get(client)
+        if by_schema is None:
             return 0.0
-        known = {digest: (strikes, until_s) for digest, (strikes, until_s) in record.strikes.items() if until_s > now}
+        known = {digest: (strikes, until_s) for digest, (strikes, until_s) in by_schema.items() if until_s > now}
         strikes, until_s = known.get(_digest(schema), (0, now))
         if strikes < ONE_SCHEMA and sum(count for count, _until_s in known.values()) >= ALL_SCHEMAS:
             strikes, until_s = ONE_SCHEMA, min(until_s for _count, until_s in known.values())

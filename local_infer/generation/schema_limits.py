@@ -1,14 +1,17 @@
 """What of a JSON schema is too much for a local model: the library may take for ever over a few lines.
 
 Measured with llguidance: a thousand properties, alternatives or values, or depth 58, take under 0.1 s; patterns that must
-all hold take time to the power of their number (8 none, 12 a second, 16 hours and gigabytes), lists of a million items 5 s.
+all hold take time to the power of their number (8 none, 12 a second, 16 hours and gigabytes), lists of a million items 5 s,
+multiples of a number with six digits 2 s.
 What is below these limits and takes too long all the same is for `schema_blame.py`.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 MOST_CHARACTERS = 65_536
@@ -23,6 +26,9 @@ LONGEST_PATTERN = 512
 MOST_REPEATS = 1000
 MOST_ITEMS = 10_000
 MOST_REFERENCES = 256
+MOST_MULTIPLE = 20_000
+"""Of all `multipleOf` in sum, without decimal point and zeros at the end; of their least common multiple where they may
+hold together. That of 1000003 takes a slot's process for good."""
 
 _REPEAT_RE = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
@@ -35,6 +41,7 @@ def find_excess(schema: Mapping[str, Any], text: str) -> str:
         return f"it has more than {MOST_CHARACTERS} characters"
     alternatives = values = references = 0
     patterns: list[str] = []
+    multiples: list[int] = []
     together = False
     for depth, one in _objects(schema):
         if depth > MOST_DEPTH:
@@ -43,6 +50,7 @@ def find_excess(schema: Mapping[str, Any], text: str) -> str:
         values += len(one["enum"]) if isinstance(one.get("enum"), list) else 0
         references += isinstance(one.get("$ref"), str)
         patterns += _patterns(one)
+        multiples += _multiples(one)
         together = together or "allOf" in one
         if any(isinstance(one.get(name), (int, float)) and one[name] > MOST_ITEMS for name in _COUNTS):
             return f"it counts more than {MOST_ITEMS} items or properties"
@@ -55,6 +63,8 @@ def find_excess(schema: Mapping[str, Any], text: str) -> str:
     ):
         if count > most:
             return f"it has more than {most} {name}"
+    if sum(multiples) > MOST_MULTIPLE or ((together or references) and _common_multiple(multiples) > MOST_MULTIPLE):
+        return f"what is counted by 'multipleOf' comes to more than {MOST_MULTIPLE}"
     if any(map(_is_hard, patterns)):
         return f"a pattern is longer than {LONGEST_PATTERN} characters, or repeats more than {MOST_REPEATS} times"
     return "a $ref leads back to itself" if references and _has_loop(schema) else ""
@@ -77,9 +87,29 @@ def _patterns(one: Mapping[str, Any]) -> list[str]:
     return [*found, *(by_name if isinstance(by_name, dict) else ())]
 
 
+def _multiples(one: Mapping[str, Any]) -> list[int]:
+    value = one.get("multipleOf")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return []
+    digits = "".join(map(str, Decimal(repr(value)).as_tuple().digits)).rstrip("0")
+    # More than nine are too much in any case.
+    return [int(digits[:9] or 0)]
+
+
+def _common_multiple(numbers: Sequence[int]) -> int:
+    common = 1
+    for number in numbers:
+        common = math.lcm(common, number or 1)
+        if common > MOST_MULTIPLE:
+            break
+    return common
+
+
 def _is_hard(pattern: str) -> bool:
+    if len(pattern) > LONGEST_PATTERN:
+        return True  # before its numbers are read: Python reads none of thousands of digits
     bounds = [int(bound) for match in _REPEAT_RE.finditer(pattern) for bound in match.groups() if bound]
-    return len(pattern) > LONGEST_PATTERN or max(bounds, default=0) > MOST_REPEATS
+    return max(bounds, default=0) > MOST_REPEATS
 
 
 def _has_loop(root: Mapping[str, Any]) -> bool:

@@ -104,20 +104,26 @@ def bench_command(
         print(json.dumps(as_json(run, facts)))
     else:
         print_report(run, facts)
-    answered = run.all.outcomes["good"] > 0
-    if not answered:
-        codes = ", ".join(f"{count} {code}" for code, count in run.all.codes.most_common(5))
-        print(
-            f"no request was answered{f': {codes}' if codes else ''}: look at --url, key and --model", file=sys.stderr
-        )
-    if run.all.bad or died or not answered:
-        for why in run.whys:
-            print(why, file=sys.stderr)
-        if log is not None:
-            print(f"the gateway{' died; it' if died else ''} said: {log}", file=sys.stderr)
+    if _tell_faults(run, log, died=died):
         raise typer.Exit(1)
     if log is not None:
         shutil.rmtree(log.parent, ignore_errors=True)
+
+
+def _tell_faults(run: Run, log: Path | None, *, died: bool) -> bool:
+    """Whether the run has failed; why, to standard error."""
+    answered = run.all.outcomes["good"] > 0
+    if not answered:
+        codes = ", ".join(f"{count} {code}" for code, count in run.all.codes.most_common(5))
+        told = f": {codes}" if codes else ""
+        print(f"no request was answered{told}: look at --url, key and --model", file=sys.stderr)
+    if not run.all.bad and not died and answered:
+        return False
+    for why in run.whys:
+        print(why, file=sys.stderr)
+    if log is not None:
+        print(f"the gateway{' died; it' if died else ''} said: {log}", file=sys.stderr)
+    return True
 
 
 def _play(load: Load) -> Run:

@@ -18,6 +18,7 @@ from typing import IO, Any
 import yaml
 
 from core.errors import NearpathError
+from core.io_state import find_holder
 
 KEY = "np-bench-key"
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -106,19 +107,14 @@ class Process(Watched):
 
 
 def pid_of(state_dir: Path) -> int:
-    """Who holds the lock of a state_dir; NearpathError when nobody does, or it cannot be seen."""
+    """The gateway that runs on a state_dir; NearpathError when none does, or it cannot be seen."""
     try:
-        status = (state_dir / "lock").stat()
+        pid, why = find_holder(state_dir), ""
     except OSError as error:
-        raise NearpathError(
-            f"cannot look at {state_dir / 'lock'}: {error.strerror}", "is the gateway running? else give --pid"
-        ) from None
-    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if "FLOCK" in fields and place in fields and (pid := int(fields[fields.index(place) - 1])) > 0:
-            return pid
-    raise NearpathError(f"nobody holds {state_dir / 'lock'}", "is the gateway running? else give --pid")
+        pid, why = 0, f" ({error.strerror})"
+    if not pid:
+        raise NearpathError(f"no gateway runs on {state_dir}{why}", "is it running? else give --pid")
+    return pid
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def _write(entries: Sequence[FaqEntry], folder: Path, embedder: Path | None, now
         graph = write_graph(index_questions([gram_text(read_wording(text), sayings) for text in texts]))
         digest = ""
     else:
-        graph = write_vector_graph(_embed(texts, embedder))
+        graph = write_vector_graph(embed(texts, embedder))
         digest = embedder_digest(embedder)
     (folder / GRAPH_FILE).write_bytes(graph)
     db = sqlite3.connect(folder / ENTRIES_FILE)
@@ -129,7 +129,8 @@ def _learned_as(entry: FaqEntry) -> str:
     return f"{entry.id}:{hashlib.sha256(entry.answer.encode()).hexdigest()[:12]}"
 
 
-def _embed(texts: Sequence[str], folder: Path) -> np.typing.NDArray[np.float32]:
+def embed(texts: Sequence[str], folder: Path) -> np.typing.NDArray[np.float32]:
+    """float32[texts, d], rows of length 1; NearpathError when the folder cannot be used."""
     part = Embedder(folder, ["cpu"], 1)
     part.load()
     # Like with like: padding to the longest of a batch costs least when its texts are about as long.

@@ -95,7 +95,7 @@ class FaqIndex:
             uri = f"{(self._folder / ENTRIES_FILE).resolve().as_uri()}?mode=ro&immutable=1"
             db = sqlite3.connect(uri, uri=True, check_same_thread=False)
             db.execute("SELECT count(*) FROM answers").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the words of its own error may be damaged, too
             raise NearpathError(f"{self._folder / ENTRIES_FILE} cannot be read ({error})", _REBUILD) from None
         self._session = open_session(self._folder / GRAPH_FILE, providers=self._providers, threads=self._threads)
         self._db, self._about = db, about

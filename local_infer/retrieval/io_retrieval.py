@@ -43,6 +43,7 @@ from local_infer.retrieval.proof import Agreement, Proof, compare_answers, is_tr
 from local_infer.retrieval.retrieval_metrics import RetrievalMetrics
 from local_infer.retrieval.sayings import gram_text
 from local_infer.retrieval.verdict import Found, Look, admissible, choose
+from local_infer.retrieval.vetoes import is_said_anew
 from local_infer.retrieval.wording import Wording, read_wording
 
 STATE_FILE = "retrieval.sqlite"
@@ -118,7 +119,11 @@ class Retrieval:
         seen = await self._see(question, priority, deadline_s)
         if isinstance(seen, Abstained):
             return seen
-        return choose(seen.wording, seen.found, self._threshold, self._config.margin, self._doubts, self._sayings)
+
+        def doubts(found: Found) -> bool:
+            return self._doubts(question.text, found)
+
+        return choose(seen.wording, seen.found, self._threshold, self._config.margin, doubts, self._sayings)
 
     async def _see(self, question: Question, priority: Priority, deadline_s: float) -> Sight | Abstained:
         if len(question.text) > self._config.longest:
@@ -144,11 +149,15 @@ class Retrieval:
             return min(least, SAME)
         return least if is_trusted(proof, self._config.proofs) else None
 
-    def _doubts(self, found: Found) -> bool:
+    def _doubts(self, asked: str, found: Found) -> bool:
         """Other words than stored are a doubt, until the embedder's similarity was proved for this very entry."""
         proof = self._store.proofs.get(found.entry, Proof())
         proved = proof.agreed >= max(self._config.proofs, 1) and is_trusted(proof, self._config.proofs)
-        return self._embedder is None or not proved or found.similarity < proof.lowest_agreed
+        return not proved or found.similarity < proof.lowest_agreed or not self._may_try(asked, found)
+
+    def _may_try(self, asked: str, found: Found) -> bool:
+        """Whether an embedder may be tried beyond the words, or it could never be proved there; never on a near miss."""
+        return self._embedder is not None and is_said_anew(asked, found.question)
 
     def _write(self, ask: Ask, chosen: Found) -> Answer:
         now = self._clock()
@@ -188,8 +197,9 @@ class Retrieval:
     def _learn(self, question: Question, seen: Sight, fresh: str) -> None:
         text = normalise(question.text, fold=False)
         exact = self._store.find(question.tenant, question.context, text)
-        # An embedder is tried beyond the words, or it could never be proved there.
-        left, _ = admissible(seen.wording, seen.found, lambda _: self._embedder is None, self._sayings)
+        left, _ = admissible(
+            seen.wording, seen.found, lambda found: not self._may_try(question.text, found), self._sayings
+        )
         near = [found for found in left if exact is None or found.entry != exact.entry]
         for source in ("faq", "verified"):
             first = next((found for found in near if found.source == source), None)

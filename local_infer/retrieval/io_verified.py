@@ -238,17 +238,14 @@ class VerifiedIndex:
         """Index what is kept; may be called again while look-ups go on."""
         with self._loading:
             kept, changes = self._store.snapshot()
+            vectors = [k.vector for k in kept if k.vector is not None]
             index = session = None
-            if kept and kept[0].vector is None:
+            if not vectors and kept:
                 sayings = shipped_sayings()
                 index = index_questions([gram_text(read_wording(k.question), sayings) for k in kept])
-                if len(kept) >= GRAPH_FROM:
-                    from local_infer.retrieval.ngram_graph import (
-                        write_graph,
-                    )  # with `onnx`: 25 MB that few gateways need
-
-                    self._file.write_bytes(write_graph(index, top=_TOP))
-                    session = open_session(self._file, providers=self._providers, threads=self._threads)
+            if len(kept) >= GRAPH_FROM and len(vectors) in (0, len(kept)):
+                self._file.write_bytes(_write(index, vectors))
+                session = open_session(self._file, providers=self._providers, threads=self._threads)
             self._loaded = _Loaded(kept, index, session, changes)
             self._store.forget_added(changes)
 
@@ -311,6 +308,14 @@ class VerifiedIndex:
         products = by_bucket[np.concatenate([row[0] for row in rows])] * np.concatenate([row[1] for row in rows])
         begins = np.cumsum([0, *(len(row[0]) for row in rows[:-1])])
         return list(zip(np.add.reduceat(products, begins).tolist(), own, strict=True))
+
+
+def _write(index: GramIndex | None, vectors: list[NDArray[np.float32]]) -> bytes:
+    """The graph over grams, or over an embedder's vectors; imported here: 25 MB with `onnx` that few gateways need."""
+    from local_infer.retrieval.ngram_graph import write_graph
+    from local_infer.retrieval.vector_graph import write_vector_graph
+
+    return write_vector_graph(np.stack(vectors), top=_TOP) if index is None else write_graph(index, top=_TOP)
 
 
 def _near_vectors(kept: list[Kept], key: Any) -> list[tuple[float, Kept]]:

@@ -69,6 +69,7 @@ def phrase_of(text: str) -> tuple[str, ...]:
 
 
 def list_lines(block: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(name, Chinese words, English words) of each line of a word list; the form is told in `antonyms.py`."""
     for line in block.strip().splitlines():
         name, _, words = line.partition(":")
         zh, _, en = words.partition("|")

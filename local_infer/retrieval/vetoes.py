@@ -6,12 +6,14 @@ answer; the last one, `wording`, is the safe default: a word replaced by another
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
 from local_infer.retrieval.lexicon import excluding
+from local_infer.retrieval.ngrams import normalise
 from local_infer.retrieval.sayings import NO_SAYINGS, Sayings, leave_out_shared
 from local_infer.retrieval.situations import implied, near
 from local_infer.retrieval.wording import TROUBLES, Wording
@@ -70,6 +72,13 @@ _HELP = frozenset({"how", "where", "whereto", "whether", "can", "state", "remedy
 """Kinds that two questions may ask in which say the same in quite other words; in the same words another kind is meant."""
 _LOOSE = frozenset({"=obtain", "=apply", "=support", "=use", "tak"})
 
+ANEW = 0.2
+"""At most so much of what either says is in both, letter by letter, where one is the other said anew. Near misses are said
+alike: of 537 English pairs that were fitted on, an embedder's similarity of 60% let 126 pass without this, 1 with it.
+"""
+_HAN = r"\u3400-\u9fff\U00020000-\U0002ffff"
+_WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+")
+
 
 def find_veto(asked: Wording, stored: Wording, sayings: Sayings = NO_SAYINGS, *, doubts: bool = True) -> Why | None:
     """The first reason why the answer to `stored` may be wrong for `asked`; None when there is none. Symmetric.
@@ -82,6 +91,12 @@ def find_veto(asked: Wording, stored: Wording, sayings: Sayings = NO_SAYINGS, *,
         if differs(asked, stored) and not (is_reworded and differs is _question_word and _asks_for_help(asked, stored)):
             return why
     return None
+
+
+def is_said_anew(one: str, other: str) -> bool:
+    """Whether two questions share hardly a word (Chinese: a character): only then may an embedder say that they are one."""
+    ours, theirs = (set(_WORD.findall(normalise(text))) for text in (one, other))
+    return bool(ours and theirs) and len(ours & theirs) <= ANEW * len(ours | theirs)
 
 
 def _asks_for_help(one: Wording, other: Wording) -> bool:

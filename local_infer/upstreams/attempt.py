@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from local_infer.gateway.forms import to_events, to_whole, wants_usage
+from local_infer.gateway.forms import dump, to_events, to_whole, wants_usage
 from local_infer.gateway.sse import MAX_EVENT_BYTES, data_of, split_events
 from local_infer.model import Ask, Endpoint
 
@@ -54,7 +54,8 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An attempt without an answer. `reason` is one of a few fixed words; `status` and `body` the error answer, if any.
+    """An attempt without an answer. `reason` is one of a few fixed words; `status` of the error answer, if any;
+    `body` is what an error within a 200 says.
 
     `of_path`: says something about the upstream's health. `stale_connection`: a kept connection that the upstream had
     closed just then, which says nothing. `retry_after_s` is what it asked for, `in_ms`: to the millisecond.
@@ -218,7 +219,7 @@ def _fault_of(data: bytes) -> Failure | None:
     if not error:
         return None
     status = _status_in(error) or _status_in(value)
-    body = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")).encode()
+    body = dump({"error": error})
     if status is None:
         return Failure("error in stream", body=body)
     return Failure(reason_of(status), status, body, full=status == 429)

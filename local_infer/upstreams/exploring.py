@@ -5,7 +5,8 @@ requests of each lane goes to a *rival*: one of the first's preference that is w
 When the first has become much slower than it was, rivals whose times are not known are tried at once. What is learned
 so is for policy's decision to judge, with its margin and its dwell: nothing here changes an order.
 
-Bounds: one exploring request at a time in a lane, a second's pause between two at one rival, a long one after one in vain.
+Bounds: one exploring request at a time in a lane, a second's pause between two at one rival, a long one after one in vain;
+over all lanes longer and longer ones at a rival that is overtaken or fails each time.
 Pure: time is an argument.
 """
 
@@ -100,3 +101,23 @@ class Exploration:
         """It is over; that rival is asked again in `again_s` at the earliest."""
         self._until_s = -math.inf
         self._from_s[rival] = now + again_s
+
+
+@dataclass(slots=True)
+class Rival:
+    """What is kept of one upstream over all lanes: one that hangs would else slow the first requests of each model."""
+
+    _times: int = 0
+    _from_s: float = -math.inf
+
+    def may_ask(self, now: float) -> bool:
+        """Whether it may be explored again, in whatever lane."""
+        return now >= self._from_s
+
+    def end(self, outcome: str, now: float, longest_s: float) -> None:
+        """An exploring request to it is over. Each in a row that was overtaken, or failed, doubles the pause."""
+        if outcome == "ok":
+            self._times, self._from_s = 0, -math.inf
+        elif outcome in ("overtaken", "failed"):
+            self._from_s = now + min(PAUSE_S * 2.0 ** min(self._times, 16), longest_s)
+            self._times += 1

@@ -24,9 +24,8 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from core.config_infer import Routing, Upstream
-from local_infer.gateway.room import SMALL_ANSWER_BYTES as UNCOUNTED_BYTES
-from local_infer.gateway.room import Room
-from local_infer.gateway.sse import Overlong, Splitter, ends_with_done
+from local_infer.gateway.room import UNCOUNTED_BYTES, Room
+from local_infer.gateway.sse import Overlong, Splitter, ends_with_done, up_to_done
 from local_infer.model import Ask, Stream
 from local_infer.telemetry.call import NO_HEADERS
 from local_infer.upstreams.attempt import (
@@ -181,7 +180,7 @@ async def _begin(reply: Reply, ask: Ask, secret: bytes, clock: Callable[[], floa
     status, headers = reply.status, reply.headers
     verdict = judge(status, headers)
     if verdict is not Verdict.ANSWER:
-        raise AttemptFailed(await _failure(reply, verdict, secret, clock()))
+        raise AttemptFailed(await _failure(reply, verdict, clock()))
     strange = find_strange(status, headers)
     if strange:
         raise AttemptFailed(Failure(strange))
@@ -230,20 +229,19 @@ def _own_fault(fault: Failure, headers: Mapping[str, str], ttfb_s: float, secret
     """An error within a 200: the client's own fault is an answer, with the status it should have had."""
     status, body = fault.status, without_secret(fault.body, secret)
     if status is None or judge(status, {}) is not Verdict.ANSWER:
-        raise AttemptFailed(Failure(fault.reason, fault.status, body, full=fault.full))
+        raise AttemptFailed(Failure(fault.reason, fault.status, full=fault.full))
     return Begun(status, {**headers, "content-type": "application/json"}, ttfb_s, False, body)
 
 
-async def _failure(reply: Reply, verdict: Verdict, secret: bytes, now: float) -> Failure:
-    body = b""
+async def _failure(reply: Reply, verdict: Verdict, now: float) -> Failure:
     reason = reason_of(reply.status)
-    # Nobody needs to see what is said about our credentials, or where a redirect leads.
     if reply.status >= 400 and reason != "credentials":
+        # Nobody is shown what it says; but read to its end, its connection can be used again.
         with suppress(Broken, AttemptFailed):
-            body = without_secret(await _read_some(reply, MAX_ERROR_BYTES), secret)
+            await _read_some(reply, MAX_ERROR_BYTES)
     wait_s = retry_after_s(reply.headers, now)
     in_ms = "retry-after-ms" in reply.headers
-    return Failure(reason, reply.status, body, wait_s, in_ms, full=verdict is Verdict.FULL)
+    return Failure(reason, reply.status, retry_after_s=wait_s, in_ms=in_ms, full=verdict is Verdict.FULL)
 
 
 async def _read_whole(reply: Reply, room: Room) -> bytes:
@@ -270,15 +268,16 @@ async def events_of(begun: Begun, pause_s: float) -> Stream:
     reply, splitter = begun.reply, begun.splitter
     assert reply is not None
     assert splitter is not None
-    yield begun.first
+    first = up_to_done(begun.first)
+    yield first
     reply.wait_at_most(pause_s)
-    begun.ended = ends_with_done(begun.first)
+    begun.ended = ends_with_done(first)
     try:
         while not begun.ended:
             data = await reply.read()
             if not data:
                 return
-            events = splitter.feed(data)
+            events = up_to_done(splitter.feed(data))
             if events:
                 begun.ended = ends_with_done(events)
                 yield events

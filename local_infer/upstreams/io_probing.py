@@ -24,7 +24,8 @@ from local_infer.upstreams.attempt import Failure, Verdict, judge, reason_of
 from local_infer.upstreams.io_attempt import AiohttpTransport, Broken, Transport
 from local_infer.upstreams.io_credentials import read_key, tls_context
 from local_infer.upstreams.io_http2 import Http2Transport
-from local_infer.upstreams.ranking import Member, Ranking
+from local_infer.upstreams.member import Member
+from local_infer.upstreams.ranking import Ranking
 from local_infer.upstreams.suspicion import Suspicion
 from local_infer.upstreams.upstream_metrics import UpstreamMetrics
 
@@ -165,9 +166,9 @@ class Probing:
             if self._has_lost(member):
                 suspicion.lost(now)
             suspect = well and suspicion.is_due(max(probed_s, member.asked_s), now)
-            if suspect or now >= (
-                max(due_s, member.asked_s + routing.probe_every) if well and first.is_set() else due_s
-            ):
+            # Requests tell as much as probes do. Only the first probe is not put off: the start waits for it.
+            idle_s = member.asked_s + routing.probe_every if well and first.is_set() else 0.0
+            if suspect or now >= max(due_s, idle_s):
                 suspicion.heard()
                 try:
                     failed = 0 if suspect else int(not await self._probe(member, routing, well))

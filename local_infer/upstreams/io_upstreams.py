@@ -33,11 +33,13 @@ from local_infer.upstreams.attempt import (
     lane_of,
     tells_end,
     up_to_error,
+    without_secret,
 )
 from local_infer.upstreams.circuit import HEDGE_WINDOW_S, RETRY_FLOOR, RETRY_WINDOW_S, Budget, Ticket, hedge_after_s
 from local_infer.upstreams.io_attempt import AttemptFailed, Begun, Broken, Reply, begin, events_of
 from local_infer.upstreams.io_probing import Link, Probing, open_link
-from local_infer.upstreams.ranking import Choice, Lane, Member, Ranking
+from local_infer.upstreams.member import Lane, Member
+from local_infer.upstreams.ranking import Choice, Ranking
 from local_infer.upstreams.resume import Sofar, continuation, ending, join, may_resume
 from local_infer.upstreams.run import Run
 from local_infer.upstreams.upstream_metrics import UpstreamMetrics
@@ -62,7 +64,7 @@ class _Won:
     ticket: Ticket
     call: Call
     lane: Lane
-    unnoted: bool
+    unnoted: bool = True
     """A stream whose beginning is noted once its first event is on its way."""
 
 
@@ -200,9 +202,9 @@ class IoUpstreams:
         raise self._unreachable(run)
 
     async def _explore(self, choice: Choice, run: Run) -> _Won | None:
-        """A rival's answer, or that of the best, if it was asked beside; None: ask as ever. An error answer is none:
+        """A rival's answer, or that of the best, if it was asked beside; None: ask as ever.
 
-        it may be about what only this rival lacks, such as the model.
+        An error answer of the rival is none: it may be about what only this one lacks, such as the model.
         """
         assert choice.member is not None
         outcome, started_s = "failed", self._clock()
@@ -240,7 +242,10 @@ class IoUpstreams:
         return True
 
     async def _race(self, choice: Choice, run: Run) -> _Won:
-        """One attempt, and a second one beside it when it is slower than nearly all before it and the budget allows."""
+        """One attempt, and a second one beside it when it is slow.
+
+        That is: slower than nearly all before it, within the budget; or a rival that is slower than the best.
+        """
         member, ticket = choice.member, choice.ticket
         assert member is not None
         assert ticket is not None
@@ -341,7 +346,7 @@ class IoUpstreams:
                 call.end(outcome, now)
             if outcome != "ok":
                 self._metrics.attempted(member.name, outcome)
-        won = _Won(begun, member, link, ticket, call, run.lane, True)
+        won = _Won(begun, member, link, ticket, call, run.lane)
         if begun.reply is None or ticket.trial:
             self._note_begun(won, now)
         return won
@@ -390,6 +395,7 @@ class IoUpstreams:
                         sofar.take(events)
                     else:
                         events, told = up_to_error(events)
+                        events = without_secret(events, held.link.secret) if told else events
                     if events:
                         last = events
                         yield events
@@ -400,24 +406,22 @@ class IoUpstreams:
                     if reason or told:
                         break
                 member = held.member
-                reason = reason or held.begun.reason
-                if not reason and not told and (ends_with_done(last) or is_finished(endings, ask)):
+                reason = told or reason or held.begun.reason
+                if not reason and (ends_with_done(last) or is_finished(endings, ask)):
                     held.call.end("ok", self._clock())
                     if not ends_with_done(last):
                         # Some never send it, and clients wait for it; all was said, and HTTP came to its proper end.
                         self._metrics.cut(member.name, "without_done")
                         yield DONE
                     return
-                if told:
-                    # It has told the client itself what went wrong; a `[DONE]` after that would call it whole.
-                    noted = True
-                    held.call.end("error in stream", self._clock())
-                    self._ranking.cut(member, "error in stream", held.ticket, self._clock())
-                    self._metrics.cut(member.name, "error")
-                    return
                 reason = reason or "cut"
                 held.call.end(reason, self._clock())
                 self._ranking.cut(member, reason, held.ticket, self._clock())
+                if told:
+                    # It has told the client itself what went wrong; a `[DONE]` after that would call it whole.
+                    noted = True
+                    self._metrics.cut(member.name, "error")
+                    return
                 log.warning("stream_cut", upstream=member.name, reason=reason, request=ask.id)
                 tried.append(member.name)
                 await self._give_up(held)
@@ -450,12 +454,9 @@ class IoUpstreams:
         self._metrics.retried("made")
         try:
             won = await self._win(rest, deadline_s, [member.name])
-        except Unreachable:
+        except (Unreachable, ApiError):  # nobody answers, or there is no room here for what one answers
             return None
-        if won.begun.reply is None:  # an error answer, or no stream
-            won.link.leave(won.member)
-            return None
-        return won
+        return won if won.begun.reply is not None else None  # an error answer, or no stream
 
     async def _give_up(self, won: _Won) -> None:
         """The stream is over, or nobody wants it: close it, unless its end is just on the way."""

@@ -5,7 +5,7 @@ For each upstream there is one estimate of its health (every outcome), one of it
 not been asked for a model yet is expected to take its probe's RTT and as long to think as the others did for it at their
 best: that they are slow just now is their matter. A small share of requests finds out what it takes (`exploring`).
 
-Pure: time is an argument. Nothing here is bounded by what clients send: model names are kept by last use.
+Pure: time is an argument. Nothing here grows with what clients send: model names are kept by last use.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from core.config_infer import InferConfig, Routing, Upstream
+from core.config_infer import InferConfig
 from core.messages import MAX_RTT_S, PathSample
 from local_infer.upstreams.attempt import Failure, pause_s, reason_of
-from local_infer.upstreams.circuit import Circuit, CircuitState, Quantile, Ticket, find_outliers
-from local_infer.upstreams.exploring import BESIDE_S, LEAST_SAMPLES, PAUSE_S, Best, Exploration, is_much_slower
+from local_infer.upstreams.circuit import Ticket, find_outliers
+from local_infer.upstreams.exploring import BESIDE_S, LEAST_SAMPLES, PAUSE_S, Exploration, is_much_slower
+from local_infer.upstreams.member import MAX_LANES, Lane, Member
 from policy.decide import Decision, Memory, decide
-from policy.estimate import PathEstimator, PathState
-from policy.evidence import Candidate, Watched
-from policy.plan import MirrorPlan
+from policy.estimate import PathState
+from policy.evidence import Candidate
 from policy.table import Quality
-
-MAX_LANES = 512
-"""(model, lane) pairs whose times are kept, by last use."""
 
 DECIDE_EVERY_S = 0.05
 """An order rests on estimates over many samples: it is made anew this often, and at once when an upstream fails."""
@@ -42,102 +39,6 @@ would fill within milliseconds, and each costs 10 us."""
 _KNOWN_FOR = 10
 """Times `live_for`. A rival is measured now and then: were it taken for unknown in between, each measurement would be new
 knowledge, on which the decision acts without a dwell, and a lucky one would make it first."""
-
-Lane = tuple[str, str]
-"""(model, lane)"""
-
-
-@dataclass(slots=True)
-class Times:
-    """What one upstream takes in one lane."""
-
-    ttfb: PathEstimator
-    spread: Quantile
-    best: Best
-
-    def take(self, sample: PathSample) -> None:
-        """One more time."""
-        self.ttfb.take(sample)
-        if self.ttfb.rtt_s is not None and self.ttfb.count >= LEAST_SAMPLES:
-            self.best.take(self.ttfb.rtt_s, sample.taken_s)
-
-    @property
-    def best_s(self) -> float | None:
-        """The least that it took of late; None: never measured."""
-        return None if self.ttfb.rtt_s is None else self.best.or_else(self.ttfb.rtt_s)
-
-
-class Member:
-    """One upstream: what is known of it and how it stands."""
-
-    __slots__ = (
-        "asked_s",
-        "circuit",
-        "config",
-        "health",
-        "in_flight",
-        "lanes",
-        "limited_by",
-        "limited_until_s",
-        "limits",
-        "lost_by",
-        "name",
-        "plan",
-        "position",
-        "probe",
-        "steering",
-        "unreached",
-    )
-
-    def __init__(self, name: str, config: Upstream, routing: Routing, position: int) -> None:
-        self.name = name
-        self.config = config
-        self.steering = routing.steering
-        self.position = position
-        self.plan = Watched(MirrorPlan(name, {}, None, config.cost, 1.0, False), position, config.preference, None, ())
-        self.health = PathEstimator(routing.steering)
-        self.probe = PathEstimator(routing.steering)
-        self.lanes: OrderedDict[Lane, Times] = OrderedDict()
-        self.circuit = Circuit(routing.breaker)
-        self.limited_until_s = 0.0
-        self.limited_by = Failure("")
-        self.limits = 0
-        self.in_flight = 0
-        self.asked_s = 0.0
-        self.unreached = False
-        self.lost_by = ""
-
-    def serves(self, model: str) -> bool:
-        """Whether it may be asked for this model."""
-        return not self.config.models or model in self.config.models
-
-    def times(self, lane: Lane) -> Times:
-        """Its times in a lane, made when it is new."""
-        times = self.lanes.get(lane)
-        if times is None:
-            times = self.lanes[lane] = Times(PathEstimator(self.steering), Quantile(), Best())
-            if len(self.lanes) > MAX_LANES:
-                self.lanes.popitem(last=False)
-        else:
-            self.lanes.move_to_end(lane)
-        return times
-
-    @property
-    def is_up(self) -> bool | None:
-        """Up, not up (down or damped), or None: no word yet."""
-        state = self.health.state
-        return None if state is PathState.UNKNOWN else state is PathState.UP
-
-    def state(self, now: float) -> str:
-        """One word for metrics and status: closed, half-open, open, ejected, limited or down."""
-        circuit = self.circuit.state(now)
-        if circuit is not CircuitState.CLOSED:
-            return str(circuit.value)
-        if self.health.state is PathState.DOWN:
-            return "down"
-        if now < self.limited_until_s:
-            return "limited"
-        return "ejected" if self.circuit.is_ejected(now) else "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +71,6 @@ class RateLimit:
 @dataclass(slots=True)
 class _Ranked:
     decision: Decision
-    order: tuple[str, ...]
     at_s: float
     generation: int
     exploration: Exploration = field(default_factory=Exploration)
@@ -311,7 +211,7 @@ class Ranking:
         candidates = [self._candidate(member, lane, think_s, now) for member in serving]
         decision = decide(candidates, memory, self._routing.steering, now)
         exploration = ranked.exploration if ranked is not None else Exploration()
-        self._ranked[lane] = _Ranked(decision, decision.order, now, self._generation, exploration)
+        self._ranked[lane] = _Ranked(decision, now, self._generation, exploration)
         self._ranked.move_to_end(lane)
         if len(self._ranked) > MAX_LANES:
             self._ranked.popitem(last=False)
@@ -358,6 +258,7 @@ class Ranking:
             if self._is_unknown(member, lane, now)
             and member.config.preference == first.config.preference
             and exploration.may_ask(member.name, now)
+            and member.rival.may_ask(now)
         ]
         if not unknown:
             exploration.rest(now)
@@ -373,8 +274,9 @@ class Ranking:
         if full or member.is_up is False or member.state(now) != "closed":
             return False
         times = member.lanes.get(lane)
-        known = times is not None and times.ttfb.rtt_s is not None and times.ttfb.count >= LEAST_SAMPLES
-        return not known or times is None or times.ttfb.taken_s < now - self._routing.steering.live_for
+        if times is None or times.ttfb.rtt_s is None or times.ttfb.count < LEAST_SAMPLES:
+            return True
+        return times.ttfb.taken_s < now - self._routing.steering.live_for
 
     def explored(self, member: Member, lane: Lane, outcome: str, started_s: float, now: float) -> None:
         """The exploring request to a rival is over: `ok`, `overtaken` by the best, `error`, `failed` or `left`."""
@@ -382,6 +284,7 @@ class Ranking:
         if outcome == "overtaken" and (times.ttfb.rtt_s is None or now - started_s > times.ttfb.rtt_s):
             # Cut off by who was faster: it takes longer than this.
             times.take(_sample(member.name, "ttfb", now - started_s, now))
+        member.rival.end(outcome, now, self._routing.steering.live_for)
         ranked = self._ranked.get(lane)
         if ranked is not None:
             in_vain = outcome in ("error", "failed")

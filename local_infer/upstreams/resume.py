@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from local_infer.gateway.forms import dump
 from local_infer.gateway.sse import DONE, data_of, split_events, write_event
 from local_infer.model import Ask, Endpoint
 
@@ -96,7 +97,7 @@ def continuation(ask: Ask, sofar: Sofar) -> Ask | None:
         fields["messages"] = [*fields["messages"], {"role": "assistant", "content": text}]
     elif text:
         fields["prompt"] += text
-    body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    body = dump(fields)
     # Another request: under the same key an upstream might give its first answer again.
     return replace(ask, body=body, fields=fields, idempotency_key="")
 
@@ -112,7 +113,7 @@ def join(events: bytes, sofar: Sofar) -> bytes:
             continue
         fitted = _fit(chunk, sofar)
         if fitted is not None:
-            joined.append(write_event(json.dumps(fitted, ensure_ascii=False, separators=(",", ":")).encode()))
+            joined.append(write_event(dump(fitted)))
     return b"".join(joined)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from local_infer.fault import Unreachable
 from local_infer.model import Ask
 from local_infer.upstreams.attempt import Failure, reason_of
-from local_infer.upstreams.ranking import Lane, RateLimit
+from local_infer.upstreams.member import Lane
+from local_infer.upstreams.ranking import RateLimit
 
 
 @dataclass(slots=True)
@@ -44,6 +45,4 @@ class Run:
             retry_after_s=wait_s,
             limited=limit is not None,
             in_ms=limit is not None and limit.in_ms,
-            answer_status=last.status if last is not None and last.body else None,
-            answer_body=last.body if last is not None else b"",
         )

@@ -18,7 +18,8 @@ class UpstreamMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._attempts = Counter(
             "local_infer_upstream_attempts",
-            "Requests to an upstream by outcome: ok, or why it failed; left: the client went away or a hedge won",
+            "Requests to an upstream by outcome: ok, or why it failed; left: the client went away or a hedge won; "
+            "no room: its long answer had none here",
             ["upstream", "outcome"],
             registry=registry,
         )
@@ -46,7 +47,10 @@ class UpstreamMetrics:
             registry=registry,
         )
         self._hedges = Counter(
-            "local_infer_upstream_hedges", "Hedges: won, lost, or refused by the budget", ["result"], registry=registry
+            "local_infer_upstream_hedges",
+            "Hedges: won, lost, or refused by the budget; requests beside an exploring one count too",
+            ["result"],
+            registry=registry,
         )
         self._explored = Counter(
             "local_infer_upstream_explored",

@@ -16,12 +16,14 @@ from probes.io_tcp import source_for
 from probes.trace.io_trace import Ask, trace
 from probes.trace.path import as_json, lines
 
+_PORT = 443
+
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
-    """What was typed beside the target. `ipv6` None: whichever family a name has first."""
+    """What was typed beside the target. `port` None: that of the mirror's check; `ipv6`: the family a name has first."""
 
-    port: int
+    port: int | None
     icmp: bool
     ipv6: bool | None
     mtu: bool
@@ -62,19 +64,22 @@ def run_trace(target: str, agent: AgentConfig | None, options: TraceOptions) -> 
 
 def _find(target: str, agent: AgentConfig | None, options: TraceOptions) -> tuple[str, int, bool]:
     """(address, port, whether by ICMP) of what was typed: an address, a mirror of the agent's, or a name."""
+    port = options.port or _PORT
     if "%" not in target:
         try:
-            return str(ipaddress.ip_address(target)), options.port, options.icmp
+            return _one_host(ipaddress.ip_address(target)), port, options.icmp
         except ValueError:
             pass
     probed = [one for one in _targets(agent) if one.mirror == target] if agent else []
     if options.ipv6 is not None:
         probed = [one for one in probed if one.family == (6 if options.ipv6 else 4)]
+    # The first check over TCP tells the port that clients use; where only pings are sent, so does the trace.
+    for one in probed:
+        if isinstance(one.how, TcpCheck | HttpCheck):
+            return one.address, options.port or one.how.port, options.icmp
     if probed:
-        # The first check over TCP tells the port that clients use; where only pings are sent, so does the trace.
-        best = next((one for one in probed if isinstance(one.how, TcpCheck | HttpCheck)), probed[0])
-        return best.address, _port(best, options), options.icmp or not isinstance(best.how, TcpCheck | HttpCheck)
-    return _resolve(target, options.ipv6), options.port, options.icmp
+        return probed[0].address, port, options.icmp or options.port is None
+    return _resolve(target, options.ipv6), port, options.icmp
 
 
 def _targets(agent: AgentConfig) -> list[Target]:
@@ -83,10 +88,6 @@ def _targets(agent: AgentConfig) -> list[Target]:
     except OSError as error:
         raise NearpathError(f"the agent's targets: {error}", "run this as the agent's user, or as root") from None
     return kept.targets if kept else []
-
-
-def _port(target: Target, options: TraceOptions) -> int:
-    return target.how.port if isinstance(target.how, TcpCheck | HttpCheck) else options.port
 
 
 def _resolve(name: str, ipv6: bool | None) -> str:
@@ -98,4 +99,12 @@ def _resolve(name: str, ipv6: bool | None) -> str:
         raise NearpathError(
             f"{name}: {why}", "give an address, a name that resolves here, or with -c a mirror that the agent probes"
         ) from None
-    return str(found[0][4][0])
+    return _one_host(ipaddress.ip_address(str(found[0][4][0])))
+
+
+def _one_host(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The address, as it is on the wire; NearpathError when it is none of one host."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    if address.is_unspecified or address.is_multicast:
+        raise NearpathError(f"{address} is no address of one host", "give the address of the mirror itself")
+    return str(mapped or address)

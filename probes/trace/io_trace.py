@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NoReturn
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, NetlinkError
 
 from core.messages import Family
-from probes.faults import LocalFault, raise_local
+from probes.faults import LocalFault, ProbeLost, raise_local
 from probes.icmp import Instant, measure_rtt, strip_ipv4
 from probes.io_http import SO_TIMESTAMPNS, kernel_stamp_ns
 from probes.trace.packets import (
@@ -40,10 +41,13 @@ GAP_S = 0.01
 SILENT_WINDOWS = 2
 """After so many windows without any answer, nothing more is to be expected from further away."""
 MTU_TRIES = 3
+MOST_STEPS = 128
+"""From 1,500 to 576 bytes in steps of 8 it takes 116; a router that takes away a byte each time would make it thousands."""
 
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 _LEAST_MTU: dict[Family, int] = {4: 576, 6: 1280}
+"""What every host takes (RFC 791 3.1), and every link of IPv6 (RFC 8200 5)."""
 _LEVEL = {4: socket.IPPROTO_IP, 6: socket.IPPROTO_IPV6}
 _MTU_DISCOVER = {4: 10, 6: 23}
 _PROBE = 3
@@ -101,7 +105,7 @@ def _find_mtu(ask: Ask, wire: _Wire) -> tuple[PathMtu | None, str]:
     family = wire.flow.family
     if not any(wire.echo(LEAST_ECHO_BYTES[family], ask.timeout_s) for _ in range(MTU_TRIES)):
         return None, "the target answers no pings"
-    size, said_by = wire.link_mtu, ""
+    size, said_by, steps = wire.link_mtu, "", 0
     while size >= _LEAST_MTU[family]:
         got = next((got for _ in range(MTU_TRIES) if (got := wire.echo(size, ask.timeout_s))), None)
         if got is None:
@@ -112,7 +116,9 @@ def _find_mtu(ask: Ask, wire: _Wire) -> tuple[PathMtu | None, str]:
         if answer.what != "too big":
             return None, f"{sender} answers {answer.what}"
         # A router that names no MTU (RFC 1191 before its time), or one that is no smaller, must not hold us up.
-        size, said_by = min(answer.mtu or size - 8, size - 1), sender
+        size, said_by, steps = min(answer.mtu or size - 8, size - 1), sender, steps + 1
+        if steps > MOST_STEPS:
+            return None, f"{said_by} asks for ever smaller packets"
     return None, f"{said_by} asks for less than {_LEAST_MTU[family]:,} bytes"
 
 
@@ -172,14 +178,8 @@ class _Wire:
     def echo(self, size_bytes: int, timeout_s: float) -> tuple[str, Answer] | None:
         """Ping the target by a packet of `size_bytes`: (who answered, what), or None."""
         token = self._token(self._pings)
-        hop = Hop(64, sent=1)
-        try:
-            at = self._send(probe_packet(self._pings, 64, token, size_bytes))
-        except OSError as error:
-            if error.errno != errno.EMSGSIZE:
-                raise
-            return None
-        self._sent[token] = _Sent(at, hop)
+        at = self._send(probe_packet(self._pings, 64, token, size_bytes))
+        self._sent[token] = _Sent(at, Hop(64, sent=1))
         got = self._listen(self._pings, timeout_s)
         self._sent.clear()
         return got
@@ -195,7 +195,9 @@ class _Wire:
         try:
             self._out.sendto(packet, (self.flow.target, 0))
         except OSError as error:
-            raise_local(error.errno or 0, f"cannot send to {self.flow.target}")
+            # What is too long for the first link is lost on the way, as behind any other.
+            if error.errno != errno.EMSGSIZE:
+                _fail(error.errno or 0, f"cannot send to {self.flow.target}")
         return at
 
     def _listen(self, flow: Flow, timeout_s: float) -> tuple[str, Answer] | None:
@@ -240,7 +242,7 @@ def _open(family: Family, protocol: int) -> socket.socket:
                 "no permission for raw sockets, by which a trace makes its own packets",
                 "run it as root, or with CAP_NET_RAW",
             ) from None
-        raise_local(error.errno or 0, f"cannot open a raw socket for IPv{family}")
+        _fail(error.errno or 0, f"cannot open a raw socket for IPv{family}")
     return sock
 
 
@@ -250,14 +252,25 @@ def _route(ask: Ask, family: Family) -> tuple[str, int]:
         try:
             if ask.source:
                 sock.bind((ask.source, 0))
-            sock.connect((ask.target, ask.port or 443))
+            sock.connect((ask.target, ask.port))
         except OSError as error:
-            raise_local(error.errno or 0, f"cannot reach {ask.target}")
+            _fail(error.errno or 0, f"cannot reach {ask.target}")
         source = str(sock.getsockname()[0]).partition("%")[0]
-    with IPRoute() as netlink:
-        route = netlink.route("get", family=_AF[family], dst=ask.target)[0]
-        link = netlink.get_links(route.get_attr("RTA_OIF"))[0]
-        return source, min(int(link.get_attr("IFLA_MTU")), _MAX_PACKET_BYTES)
+    try:
+        with IPRoute() as netlink:
+            route = netlink.route("get", family=_AF[family], dst=ask.target, src=source)[0]
+            link = netlink.get_links(route.get_attr("RTA_OIF"))[0]
+            return source, min(int(link.get_attr("IFLA_MTU")), _MAX_PACKET_BYTES)
+    except NetlinkError as error:
+        _fail(error.code, f"cannot reach {ask.target}")
+
+
+def _fail(number: int, what: str) -> NoReturn:
+    """Raise LocalFault for an errno; also for one that would be a loss to a probe: here nothing was sent at all."""
+    try:
+        raise_local(number, what)
+    except ProbeLost as lost:
+        raise LocalFault(f"{what}: {lost.reason}", "this host itself says so: look at `ip route get`") from None
 
 
 def _now() -> Instant:

@@ -8,6 +8,7 @@ them apart, which every router quotes: a SYN's sequence number, an echo's sequen
 from __future__ import annotations
 
 import ipaddress
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,16 +24,20 @@ Kind = Literal["tcp", "icmp"]
 What = Literal["hop", "open", "closed", "echo", "unreachable", "prohibited", "too big"]
 
 TOKEN_BITS: dict[Kind, int] = {"tcp": 32, "icmp": 16}
-IP_HEADER_BYTES: dict[Family, int] = {4: 20, 6: 40}
-ECHO_HEADER_BYTES = 8
 LEAST_ECHO_BYTES: dict[Family, int] = {4: 30, 6: 50}
 """The smallest echo packet: its payload begins with two bytes that keep the checksum as it was."""
 
+_IPV6_HEADER_BYTES = 40
+_ICMP_HEADER_BYTES = 8
 _FLOW_LABEL = 0x50000
+"""Its 16 lower bits are the flow's identity. 0 would say that there is no label (RFC 6437 2)."""
+_MSS_BYTES = 1220
+"""What any IPv6 link takes (1,280), less two headers: the most harmless offer."""
 _PROHIBITED = {4: frozenset({9, 10, 13}), 6: frozenset({1, 5, 6})}
 """Codes of "unreachable" that a firewall sends (RFC 1812 5.2.7.1, RFC 4443 3.1)."""
 _ECHO_REPLY = {4: 0, 6: 129}
 _FRAGMENTATION_NEEDED = 4
+_SYN, _RST, _ACK = 0x02, 0x04, 0x10
 _MAX_LABELS = 16
 
 
@@ -69,7 +74,7 @@ def probe_packet(flow: Flow, ttl: int, token: int, size_bytes: int = 0) -> bytes
     """A whole IP packet that lives for `ttl` hops and must not be fragmented; echoes are filled up to `size_bytes`."""
     body: Packet
     if flow.kind == "tcp":
-        body = TCP(sport=flow.identity, dport=flow.port, seq=token, flags="S", options=[("MSS", 1220)])
+        body = TCP(sport=flow.identity, dport=flow.port, seq=token, flags="S", options=[("MSS", _MSS_BYTES)])
     else:
         # seq and its complement add up to nothing, so every echo of a flow has the same checksum.
         filling = max(size_bytes, LEAST_ECHO_BYTES[flow.family]) - LEAST_ECHO_BYTES[flow.family]
@@ -87,18 +92,19 @@ def read_segment(flow: Flow, segment: bytes) -> Answer | None:
     """The target's answer to a SYN; None when the segment is of another connection or malformed."""
     if len(segment) < 20:
         return None
-    tcp = TCP(segment)
-    if (tcp.sport, tcp.dport) != (flow.port, flow.identity) or "A" not in tcp.flags:
+    # Not by scapy, which fails over options that the target may put there, and that say nothing here.
+    source, target, _sequence, acknowledged, _offset, flags = struct.unpack_from("!HHIIBB", segment)
+    if (source, target) != (flow.port, flow.identity) or not flags & _ACK:
         return None
-    token = (tcp.ack - 1) & 0xFFFFFFFF
-    if "R" in tcp.flags:
+    token = (acknowledged - 1) & 0xFFFFFFFF
+    if flags & _RST:
         return Answer(token, "closed")
-    return Answer(token, "open") if "S" in tcp.flags else None
+    return Answer(token, "open") if flags & _SYN else None
 
 
 def read_icmp(flow: Flow, sender: str, message: bytes) -> Answer | None:
     """What an ICMP message from `sender` says of a probe of `flow`; None when it is not about one, or malformed."""
-    if len(message) < ECHO_HEADER_BYTES:
+    if len(message) < _ICMP_HEADER_BYTES:
         return None
     if message[0] == _ECHO_REPLY[flow.family]:
         identity, token = int.from_bytes(message[4:6], "big"), int.from_bytes(message[6:8], "big")
@@ -112,7 +118,7 @@ def read_icmp(flow: Flow, sender: str, message: bytes) -> Answer | None:
 
 def _read_error4(flow: Flow, message: bytes) -> Answer | None:
     error = ICMP(message)
-    token = _quoted_token(flow, message[8:]) if error.type in (3, 11) else None
+    token = _quoted_token(flow, message[_ICMP_HEADER_BYTES:]) if error.type in (3, 11) else None
     if token is None:
         return None
     labels = tuple(_labels(error))
@@ -128,7 +134,7 @@ _CLASSES6: dict[int, Any] = {1: ICMPv6DestUnreach, 2: ICMPv6PacketTooBig, 3: ICM
 
 def _read_error6(flow: Flow, message: bytes) -> Answer | None:
     form = _CLASSES6.get(message[0])
-    token = _quoted_token(flow, message[8:]) if form else None
+    token = _quoted_token(flow, message[_ICMP_HEADER_BYTES:]) if form else None
     if form is None or token is None:
         return None
     error = form(message)
@@ -145,7 +151,7 @@ def _quoted_token(flow: Flow, quoted: bytes) -> int | None:
     head = IP(quoted) if flow.family == 4 else IPv6(quoted)
     if head.version != flow.family or not _is_same(head.dst, flow.target):
         return None
-    start = head.ihl * 4 if flow.family == 4 else IP_HEADER_BYTES[6]
+    start = head.ihl * 4 if flow.family == 4 else _IPV6_HEADER_BYTES
     above = quoted[start : start + 8]
     protocol = head.proto if flow.family == 4 else head.nh
     if len(above) < 8:

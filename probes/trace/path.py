@@ -114,7 +114,7 @@ def findings(trace: Trace) -> Iterator[str]:
 def _arrived(trace: Trace, target: Hop) -> str:
     what = next(what for what in target.whats.values() if what in ARRIVED)
     words = {"open": f"port {trace.port} is open", "closed": f"port {trace.port} is closed", "echo": "it answers pings"}
-    rtt = f"{ms(min(target.all_s))} ms at the least, {ms(median(target.all_s))} ms in the median"
+    rtt = f"{_ms(min(target.all_s))} ms at the least, {_ms(median(target.all_s))} ms in the median"
     away = "1 hop" if target.ttl == 1 else f"{target.ttl} hops"
     return f"{trace.target} is {away} away, {rtt}; {words[what]}"
 
@@ -154,7 +154,7 @@ def _steps(hops: tuple[Hop, ...]) -> Iterator[str]:
     added_s, one, other = max(steps, key=lambda step: step[0], default=(0.0, None, None))
     if one and other and added_s >= max(STEP_S, STEP_SHARE * least[-1]):
         yield (
-            f"{ms(added_s)} of {ms(least[-1])} ms come between hop {one.ttl} ({next(iter(one.rtts_s))}) "
+            f"{_ms(added_s)} of {_ms(least[-1])} ms come between hop {one.ttl} ({next(iter(one.rtts_s))}) "
             f"and hop {other.ttl} ({next(iter(other.rtts_s))})"
         )
 
@@ -180,7 +180,7 @@ def _hops(hops: list[Hop]) -> str:
     return ("hop " if len(hops) == 1 else "hops ") + ", ".join(str(hop.ttl) for hop in hops)
 
 
-def ms(seconds: float) -> str:
+def _ms(seconds: float) -> str:
     """Milliseconds with a digit that means something."""
     return f"{seconds * 1000:.1f}"
 
@@ -196,7 +196,9 @@ def lines(trace: Trace) -> Iterator[str]:
             said = hop.whats[address]
             words: list[str] = [] if said == "hop" else [said]
             words += [f"MPLS {'/'.join(map(str, hop.labels[address]))}"] if address in hop.labels else []
-            rows.append((number, address, lost, ms(min(rtts_s)), ms(median(rtts_s)), ms(max(rtts_s)), ", ".join(words)))
+            rows.append(
+                (number, address, lost, _ms(min(rtts_s)), _ms(median(rtts_s)), _ms(max(rtts_s)), ", ".join(words))
+            )
             number = lost = ""
         if not hop.rtts_s:
             rows.append((number, "*", lost, "", "", "", ""))

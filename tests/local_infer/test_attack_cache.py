@@ -29,10 +29,10 @@ from local_infer.cache.io_warmup import MAX_SENT_BYTES, NEIGHBOUR_KEYS, read_lin
 from local_infer.ladder.steps import Ladder
 from local_infer.model import Answer, Ask, Endpoint
 from tests.local_infer.cache_asks import ScriptedClock, Source, answered, chat, infer_config, make_ask, whole
+from tests.local_infer.scripted_ladder import Prover, Upstreams
 from tests.local_infer.test_io_cache_redis import password_file, url_of
 from tests.local_infer.test_io_cache_redis import serving as redis_serving
 from tests.local_infer.test_io_warmup import serving as neighbour_serving
-from tests.local_infer.test_ladder import Prover, Upstreams
 
 KEY = bytes(range(32))
 ENTRY = Entry(KEY, "t", Endpoint.CHAT, "m", "east", "whole", 5.0, (("content-type", "text/plain"),), b"body", b"{}")

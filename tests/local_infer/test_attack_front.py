@@ -25,7 +25,7 @@ from local_infer.gateway.request import MAX_CONTAINERS, MAX_VALUES, parse_body, 
 from local_infer.model import Answer, Ask, Client, Endpoint, ModelCard
 from tests.local_infer.gateway import running_gateway
 from tests.local_infer.mock_upstream import MockUpstream
-from tests.local_infer.test_io_server import CHAT, Front, echo, running
+from tests.local_infer.server import CHAT, Front, echo, running, send_raw
 
 AUTH = b"Authorization: Bearer secret\r\n"
 BODY = json.dumps({**CHAT, "model": "one"}).encode()
@@ -35,22 +35,6 @@ SECOND = (
 )  # fmt: skip
 CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
 LENGTH = b"Content-Length: %d" % len(BODY)
-
-
-async def send_raw(front: Front, data: bytes, wait_s: float = 5.0) -> bytes:
-    """What the gateway sends until it closes."""
-    host, _, port = front.gateway.addresses[0].rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        async with asyncio.timeout(wait_s):
-            writer.write(data)
-            got = b""
-            with suppress(ConnectionError):
-                while piece := await reader.read(1 << 16):
-                    got += piece
-            return got
-    finally:
-        writer.transport.abort()
 
 
 @asynccontextmanager
@@ -127,8 +111,7 @@ async def test_header_bombs_are_refused(head: bytes) -> None:
 async def test_requests_that_are_not_waited_for_do_not_pile_up() -> None:
     one = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     async with running() as front:
-        host, _, port = front.gateway.addresses[0].rpartition(":")
-        _reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        _reader, writer = await asyncio.open_connection(*front.address, limit=1024)
         sent = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(2):
@@ -150,8 +133,7 @@ async def test_strangers_cannot_take_the_connections_of_those_who_have_a_key(mon
     async with running() as front:
         async with front.post() as response:
             assert response.status == 200
-        host, _, port = front.gateway.addresses[0].rpartition(":")
-        strangers = [await asyncio.open_connection(host, int(port)) for _ in range(6)]
+        strangers = [await asyncio.open_connection(*front.address) for _ in range(6)]
         ends = await asyncio.gather(*(reader.read() for reader, _writer in strangers[:4]), return_exceptions=True)
         assert all(end == b"" or isinstance(end, ConnectionError) for end in ends)  # those who came first
         assert front.gateway._server is not None

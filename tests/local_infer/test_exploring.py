@@ -11,7 +11,7 @@ import pytest
 from local_infer.upstreams.exploring import MOST_CREDIT, START_CREDIT, Best, Exploration, is_much_slower
 from tests.local_infer.asking_upstreams import asked, config, make_ask, running
 from tests.local_infer.mock_upstream import MockUpstream, Reply
-from tests.local_infer.test_ranking import LANE, Script
+from tests.local_infer.scripted_ranking import LANE, Script
 
 USUAL_S = {"a": 0.5, "b": 0.5, "c": 0.6}
 

@@ -59,3 +59,13 @@ def test_line() -> None:
     told.question, told.answer = "你".encode() + b"\xe5", b'{"a":1}'
     shown = json.loads(access_line(told, 1_700_000_001.0, (5, 7)))
     assert (shown["question"], shown["answer"]) == ("你�", '{"a":1}')
+
+
+def test_content_can_neither_end_a_line_nor_speak_to_a_terminal() -> None:
+    told = note()
+    told.question = "a\x1b[31m\x7f\x9b31m\x85\u2028\u2029\n你好 é\u00a0".encode()
+    line = access_line(told, 1_700_000_001.0, (5, 7))
+    assert json.loads(line)["question"] == told.question.decode()
+    assert len(line.decode().splitlines()) == 1
+    assert "你好 é".encode() in line
+    assert not set(line.decode()) & {chr(code) for code in [*range(10), *range(11, 32), *range(0x7F, 0xA0)]}

@@ -91,12 +91,12 @@ async def test_a_run_in_which_all_was_refused_has_failed(tmp_path: Path, monkeyp
 
 
 def test_whose_process_it_is(tmp_path: Path) -> None:
-    with pytest.raises(NearpathError, match="cannot look at"):
+    with pytest.raises(NearpathError, match=r"no gateway runs on .* \(No such file"):
         pid_of(tmp_path)
     held = hold_state_dir(tmp_path, "test")
     assert pid_of(tmp_path) == os.getpid()
     os.close(held)
-    with pytest.raises(NearpathError, match="nobody holds"):
+    with pytest.raises(NearpathError, match="no gateway runs on"):
         pid_of(tmp_path)
     assert Watched(os.getpid()).rss_mb() > 10
 

@@ -47,4 +47,16 @@ def test_vector_graph_finds_the_nearest(tmp_path: Path) -> None:
     for row in range(0, 500, 50):
         scores, rows = session.run(None, {"vector": vectors[row]})
         assert rows[0] == row
-        assert scores.tolist() == pytest.approx((vectors @ vectors[row])[rows].tolist(), abs=0.02)
+        assert scores.tolist() == pytest.approx((vectors @ vectors[row])[rows].tolist(), abs=0.01)
+
+
+def test_vector_graph_at_the_ends_of_its_numbers(tmp_path: Path) -> None:
+    # One number alone makes a product of 127 by 127, and a vector of zeros is nothing to divide by.
+    axes = np.concatenate([np.eye(SIZE, dtype=np.float32), -np.eye(SIZE, dtype=np.float32)])
+    (tmp_path / "g.onnx").write_bytes(write_vector_graph(axes))
+    session = open_session(tmp_path / "g.onnx", providers=["cpu"], threads=1)
+    for row in (3, SIZE + 3):
+        scores, rows = session.run(None, {"vector": axes[row]})
+        assert (rows[0], scores[0]) == (row, pytest.approx(1.0))
+        assert scores[1:].tolist() == [0.0] * 7
+    assert session.run(None, {"vector": axes[0] * 0})[0].tolist() == [0.0] * 8

@@ -141,7 +141,6 @@ async def test_the_key_goes_to_the_upstream_and_nowhere_else(tmp_path: Path) -> 
                 await asked(upstreams, make_ask())
             await upstreams.close()
         assert refused.value.reason == "credentials"
-        assert (refused.value.answer_status, refused.value.answer_body) == (None, b"")
         told = [logs, vars(caught.value), vars(refused.value), str(caught.value), vars(upstreams), upstreams._links]
         assert SECRET not in repr(told)
         assert any(line["event"] == "upstream_refuses_our_key" for line in logs)

@@ -140,7 +140,7 @@ def test_a_key_without_a_limit_gets_its_share_while_others_ask() -> None:
     web, app, limited = (keys.find(f"Bearer key-{name}") for name in ("web", "app", "set"))
 
     def enter(caller: Caller, now: float) -> None:
-        caller.enter(now, keys.share(caller, now))
+        caller.enter(now, keys.share(caller, now, 0))
 
     for _ in range(5):
         enter(web, 100.0)  # nobody else is there
@@ -160,12 +160,38 @@ def test_a_key_without_a_limit_gets_its_share_while_others_ask() -> None:
     enter(web, 104.0 + ASKED_LATELY_S * 2)  # alone again
 
 
+def test_two_busy_keys_leave_room_for_a_third() -> None:
+    keys = make({"one": {}, "two": {}, "third": {}}, limits={"requests": 100})
+    callers = [keys.find(f"Bearer key-{name}") for name in ("one", "two", "third")]
+
+    def fill(*those: Caller) -> list[int]:
+        """Each asks in turn until none gets anything more."""
+        is_full = False
+        while not is_full:
+            is_full = True
+            for caller in those:
+                if (under_way := sum(one.under_way for one in callers)) >= 100:
+                    continue
+                try:
+                    caller.enter(1.0, keys.share(caller, 1.0, under_way))
+                    is_full = False
+                except ApiError:
+                    pass
+        return [one.under_way for one in callers]
+
+    assert fill(*callers[:2]) == [38, 37, 0]
+    assert fill(*callers) == [38, 37, 25]
+    for _ in range(20):
+        callers[0].leave()
+    assert fill(*callers) == [25, 37, 25], "those who have less come first"
+
+
 def test_a_reload_does_not_forget_who_asks() -> None:
     before, after = (make({"web": {}, "app": {}}, limits={"requests": 2}) for _ in range(2))
-    before.share(before.find("Bearer key-app"), 1.0)
-    before.share(before.find("Bearer key-web"), 2.0)
+    before.share(before.find("Bearer key-app"), 1.0, 0)
+    before.share(before.find("Bearer key-web"), 2.0, 0)
     after.adopt(before)
-    assert after.share(after.find("Bearer key-web"), 3.0) == 1
+    assert after.share(after.find("Bearer key-web"), 3.0, 0) == 1
 
 
 def test_no_limits_no_headers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -109,8 +110,12 @@ def test_a_name_that_stands_twice_is_told() -> None:
     assert "a number is out of range" in str(refused(b'{"model": NaN}'))
 
 
-def test_an_idempotency_key_is_the_one_header_that_goes_on() -> None:
-    assert read(CHAT, Idempotency_Key="try-1").idempotency_key == "try-1"
+def test_an_idempotency_key_goes_on_as_one_of_this_tenant_and_request() -> None:
+    once = read(CHAT, Idempotency_Key="try-1").idempotency_key
+    assert once == read(CHAT, Idempotency_Key="try-1").idempotency_key
+    assert re.fullmatch("[0-9a-f]{64}", once)
+    assert once != read(CHAT, Idempotency_Key="try-2").idempotency_key
+    assert once != read({**CHAT, "temperature": 1}, Idempotency_Key="try-1").idempotency_key
     assert read(CHAT).idempotency_key == ""
     for wrong in ("", "a b", "a" * 256, "schlüssel"):
         assert "Idempotency-Key must be" in str(refused(CHAT, Idempotency_Key=wrong))

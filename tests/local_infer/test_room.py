@@ -6,7 +6,7 @@ import pytest
 
 from core.config_infer import GatewayLimits
 from local_infer.fault import ApiError
-from local_infer.gateway.room import SMALL_ANSWER_BYTES, Room
+from local_infer.gateway.room import UNCOUNTED_BYTES, Room
 
 MIB = 1 << 20
 
@@ -45,6 +45,6 @@ def test_one_answer_that_many_get_is_counted_once() -> None:
 
 def test_requests_are_refused_while_answers_take_all() -> None:
     room = make_room()
-    with room.sending(bytes(5 * MIB)), pytest.raises(ApiError), room.place(SMALL_ANSWER_BYTES):
+    with room.sending(bytes(5 * MIB)), pytest.raises(ApiError), room.place(UNCOUNTED_BYTES):
         pass
     assert room.held_bytes == 0

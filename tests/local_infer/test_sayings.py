@@ -63,15 +63,13 @@ def test_what_a_line_says_is_no_difference(one: str, other: str) -> None:
         ("Can I work on my student visa?", "Can I study on my work visa?", "wording"),
         # One concept of the word lists does not stand for another, whatever a line says.
         ("How do I delete a message?", "How do I delete a review?", "wording"),
-        ("Where is the ATM?", "Where is the cash machine for cars?", "one-sided"),
+        ("Where is the ATM?", "Where is the cash machine for cars?", "wording"),
         ("Did the ATM keep it?", "Didn't the cash machine keep it?", "negation"),
         ("Where are 2 ATMs?", "Where are 3 cash machines?", "number"),
     ],
 )
 def test_what_it_does_not_say_is_one(one: str, other: str, why: str) -> None:
-    found = veto(one, other)
-    assert found is not None
-    assert found == why or why == "one-sided"
+    assert veto(one, other) == why
 
 
 def test_a_negation_that_belongs_to_a_way_goes_with_it() -> None:

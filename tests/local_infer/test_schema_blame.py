@@ -40,5 +40,5 @@ def test_memory_is_bounded() -> None:
     for number in range(MOST_SCHEMAS + 10):
         blame.note("a", f"{number}", CANCEL, 0.0)
     assert len(blame._clients) == MOST_CLIENTS
-    assert len(blame._clients["a"].strikes) == MOST_SCHEMAS
+    assert len(blame._clients["a"]) == MOST_SCHEMAS
     assert (blame.refused_s("c0", "{}", 0.0), blame.refused_s(f"c{MOST_CLIENTS}", "{}", 0.0)) == (0, BLAMED_S)

@@ -46,6 +46,12 @@ TREE = {
         {"properties": {"$ref": {"type": "string"}, "pattern": {"type": "string"}, "enum": {"type": "array"}}},
         {"type": "string", "pattern": "^[a-z]{1,1000}$", "maxLength": 10**9},
         {"items": {"format": "date-time"}, "maxItems": 10_000},
+        {
+            "properties": {
+                f"p{i}": {"multipleOf": n} for i, n in enumerate([0, 0.01, 0.25, 5, 60, 3600, 1e9, 1e-7, 10**50])
+            }
+        },
+        {"$ref": "#/x", "multipleOf": 0.05, "x": {"allOf": [{"multipleOf": n} for n in (0.25, 60, 100, 1000)]}},
         {"anyOf": 3, "enum": 7, "$ref": 1, "pattern": {}, "patternProperties": [], "maxItems": "many", "allOf": [1]},
     ],
 )
@@ -73,9 +79,16 @@ LOOP = {
         ({"allOf": patterns(9)}, "beside allOf"),
         ({"properties": {"a": {"allOf": [{"$ref": "#/x"}]}}, "x": patterns(9)}, "beside allOf"),
         ({"pattern": "x" * 513}, "a pattern is longer"),
+        ({"pattern": f"x{{{'9' * 5000}}}"}, "a pattern is longer"),  # Python reads no number of so many digits
         ({"patternProperties": {"x{3,1001}": {}}}, "repeats more"),
         ({"type": "array", "maxItems": 10_001}, "counts more"),
         ({"type": "array", "minItems": 1e9}, "counts more"),
+        ({"type": "integer", "multipleOf": 1000003}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 10**4000 + 1}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 3.1415926}, "multipleOf"),
+        ({"anyOf": [{"multipleOf": 997}] * 50}, "multipleOf"),
+        ({"allOf": [{"multipleOf": prime} for prime in (101, 103, 107)]}, "multipleOf"),
+        ({"$ref": "#/$defs/a", "multipleOf": 97, "$defs": {"a": {"multipleOf": 9973}}}, "multipleOf"),
         ({"$ref": "#"}, "leads back"),
         ({"properties": {"a": {"$ref": "#/properties/b"}, "b": {"$ref": "#/properties/a"}}}, "leads back"),
         (LOOP, "leads back"),

@@ -84,8 +84,6 @@ async def test_one_upstream_is_not_asked_twice_in_a_row() -> None:
         with pytest.raises(Unreachable) as caught:
             await asked(upstreams, make_ask())
         assert (caught.value.reason, caught.value.reasons) == ("status 500", {"a": "status 500"})
-        assert caught.value.answer_status == 500
-        assert caught.value.answer_body == error_body("it went wrong", "server_error")
         assert len(one.asked) == 1
 
 
@@ -103,7 +101,6 @@ async def test_a_long_retry_after_is_told() -> None:
         with pytest.raises(Unreachable) as caught:
             await asked(upstreams, make_ask())
         assert caught.value.reason == "rate limited"
-        assert caught.value.answer_status == 429
         assert caught.value.retry_after_s is not None
         assert 25 < caught.value.retry_after_s <= 30
         assert upstreams.down_reason("gpt-test") == "rate limited"

@@ -170,6 +170,21 @@ async def test_a_stream_that_cannot_be_continued_ends_with_an_error() -> None:
             assert error_of(alone)["code"] == "stream_cut"
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [Reply.error(400), Reply(body=b'{"choices":[{"index":0,"message":{"content":"x"}}]}')],
+    ids=["400", "no stream"],
+)
+async def test_what_does_not_continue_a_stream_is_counted_out_once(rest: Reply) -> None:
+    async with MockUpstream(Reply.reset(3)) as one, MockUpstream(rest) as other:
+        async with running(config({"a": one, "b": other})) as upstreams:
+            events = await whole(await asked(upstreams, make_ask(stream=True, resume=True)))
+            assert error_of(events)["code"] == "stream_cut"
+            assert len(other.asked) == 1
+            await until(lambda: upstreams._links["a"].in_flight == 0)
+            assert [link.in_flight for link in upstreams._links.values()] == [0, 0]
+
+
 # --- clients that go away -----------------------------------------------------------------------------------------------
 
 

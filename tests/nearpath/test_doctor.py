@@ -30,8 +30,8 @@ from nearpath.doctor_zone import read_own_zones
 from tests.nearpath.daemon import ROOT, Daemon, daemon_in, wait_until
 from tests.nearpath.name_server import child, loopback_net, refuse
 
-NOBODY = Account(65534, frozenset({65534}), "nobody", True)
-ME = Account(os.geteuid(), frozenset({os.getegid()}), "me", True)
+NOBODY = Account(65534, frozenset({65534}), "nobody")
+ME = Account(os.geteuid(), frozenset({os.getegid()}), "me")
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""A trace through real kernels: two routers on the way to a mirror, one with a small link, one that says nothing."""
+"""A trace through real kernels: two routers on the way to a mirror, one with a small link, one that says nothing; and what
+is traced when an operator names a mirror.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,27 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.config import IcmpCheck, TcpCheck
+from core.errors import NearpathError
+from core.messages import Target, TargetList, encode
+from probes.trace.io_command import TraceOptions, _find
 from tests.probes.netspace import ROOT
+from tests.probes.small_appliance import make_config
 
 # Namespaces by a process each, which end with the test: they are in its PID namespace.
 TOWN = """
 set -e
 ip link set lo up
-hold() { unshare -n sleep 60 & eval "$1=$!"; sleep 0.1; }
+hold() { # until it has a namespace of its own
+  unshare -n sleep 60 & eval "$1=$!"
+  while [ "$(readlink /proc/$!/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+}
 inside() { pid=$1; shift; nsenter -t $pid -n "$@"; }
 hold R1; hold R2; hold M
 wire() { # name, namespace, name, namespace
@@ -43,14 +55,14 @@ inside $M "$PYTHON" -c '
 import socket, time
 server = socket.create_server(("::", 443), family=socket.AF_INET6, dualstack_ipv6=True)
 time.sleep(60)' &
-sleep 0.5
+while [ -z "$(inside $M ss -Hltn sport = :443)" ]; do sleep 0.01; done
 trace() { "$PYTHON" -m probes.main trace --json --timeout 0.5 "$@"; }
 """
 
 
 def in_town(script: str) -> list[Any]:
     """The JSON lines of `script`, run in the town of namespaces. Skips by name where they may not be made."""
-    for tool in ("unshare", "nsenter", "ip", "sysctl"):
+    for tool in ("unshare", "nsenter", "ip", "ss", "sysctl"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     new = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -92,9 +104,9 @@ def test_a_trace_names_silent_routers_and_silent_losses_of_large_packets() -> No
     silent, gone, refused = in_town("""
 inside $M ip link set m0 mtu 1400
 inside $R1 sysctl -qw net.ipv4.icmp_msgs_burst=0 net.ipv4.icmp_msgs_per_sec=0
-trace 10.77.3.2 --mtu -n 2
+trace 10.77.3.2 --mtu -n 2 --timeout 0.2
 inside $R2 ip route add blackhole 10.77.4.0/24; inside $R1 ip route add 10.77.4.0/24 via 10.77.2.2
-trace 10.77.4.9 -n 1 --max-hops 8
+trace 10.77.4.9 -n 1 --max-hops 8 --timeout 0.2
 inside $R1 ip route add prohibit 10.77.5.0/24
 inside $R1 sysctl -qw net.ipv4.icmp_msgs_burst=50 net.ipv4.icmp_msgs_per_sec=1000
 trace 10.77.5.9 -n 1
@@ -103,7 +115,7 @@ trace 10.77.5.9 -n 1
     assert silent["path_mtu"]["silent"]
     assert 1397 <= silent["path_mtu"]["size_bytes"] <= 1404
     assert "downloads will hang" in silent["findings"][-1]
-    assert "answers" in gone["findings"][0]
+    assert gone["findings"][0].startswith("nothing answers, not even the first router")
     assert "says that 10.77.5.9 is prohibited" in refused["findings"][0]
 
 
@@ -116,3 +128,41 @@ def test_a_trace_without_rights_says_what_it_needs() -> None:
     assert done.returncode == 1
     assert "raw sockets" in done.stderr
     assert "CAP_NET_RAW" in done.stderr
+
+
+# -- what was typed
+
+TYPED = TraceOptions(None, False, None, False, 1, 1, 0.1, False)
+TCP = TcpCheck.model_validate({"kind": "tcp", "port": 8443})
+PING = IcmpCheck.model_validate({"kind": "icmp"})
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "found"),
+    [
+        ("192.0.2.7", {}, ("192.0.2.7", 443, False)),
+        ("2001:DB8::0", {"port": 80, "icmp": True}, ("2001:db8::", 80, True)),
+        ("m1", {}, ("198.51.100.1", 8443, False)),
+        ("m1", {"port": 444}, ("198.51.100.1", 444, False)),
+        ("m1", {"icmp": True}, ("198.51.100.1", 8443, True)),
+        ("m1", {"ipv6": True}, ("2001:db8::1", 443, True)),
+        ("m1", {"ipv6": True, "port": 444}, ("2001:db8::1", 444, False)),
+    ],
+)
+def test_a_mirror_is_traced_as_its_clients_reach_it(
+    tmp_path: Path, target: str, more: dict[str, Any], found: tuple[str, int, bool]
+) -> None:
+    agent = make_config(tmp_path, "http://127.0.0.1:1")
+    targets = [
+        Target("m1", "ping", 4, "198.51.100.1", "a.example.", PING),
+        Target("m1", "web", 4, "198.51.100.1", "a.example.", TCP),
+        Target("m1", "ping", 6, "2001:db8::1", "a.example.", PING),
+    ]
+    Path(agent.state_dir).mkdir(exist_ok=True)
+    (Path(agent.state_dir) / "targets.json").write_bytes(encode(TargetList("1", targets)))
+    assert _find(target, agent, replace(TYPED, **more)) == found
+
+
+def test_a_name_that_nobody_knows_is_told() -> None:
+    with pytest.raises(NearpathError, match="a mirror that the agent probes"):
+        _find("%", None, TYPED)

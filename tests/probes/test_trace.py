@@ -108,6 +108,11 @@ def test_what_the_target_says_to_a_syn() -> None:
     assert read_segment(TCP4, segment(0x10, 8)) is None  # an ACK of some connection
     assert read_segment(TCP4, segment(0x12, 8, source=80)) is None
     assert read_segment(TCP4, segment(0x12, 8)[:19]) is None
+    for options in (b"\x1d\x03\x1e\x01", b"\x1d\xcc\x1e", b"\x02", b"\x05\xff\x00\x00"):  # cut short, or too long
+        assert read_segment(TCP4, segment(0x12, 8) + options) == Answer(7, "open")
+        longer = bytearray(segment(0x12, 8) + options)
+        longer[12] = 6 << 4
+        assert read_segment(TCP4, bytes(longer)) == Answer(7, "open")
 
 
 @given(st.sampled_from(FLOWS), st.binary(max_size=200), st.sampled_from([0, 1, 2, 3, 11, 129]))
