@@ -37,7 +37,7 @@ _WATCH_EVERY_S = 1.0
 _GRACE_S = {"held": 1.0, "disk-full": 1.0, "stopped": 1.0, "no-parent": 3.0, "failed": 3.0, "retrying": 3.0}
 """A bad state that is still there so long after the question is the answer: what it was before has ended by then."""
 
-console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def _print_json(value: Any) -> None:

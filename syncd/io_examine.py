@@ -87,14 +87,13 @@ async def verify_now(follower: Follower, scratch: Path) -> Findings:
     cursor = await follower.with_copy(lambda copy: copy.cursor())
     root = copy.root
     loop = asyncio.get_running_loop()
+    _remove_store(scratch)  # of a verification that was killed
     try:
         entries, troubles, found, had = await asyncio.to_thread(
             _read_and_compare, root, scratch, parent, follower, loop
         )
     finally:
-        for suffix in ("", "-wal", "-shm", ".lock"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{scratch}{suffix}")
+        _remove_store(scratch)
     unlike: list[tuple[bytes, str]] = []
     if copy.layout.kept:
         unlike = await follower.intake.find_unlike(copy, parent, await follower.with_copy(lambda copy: copy.indexed()))
@@ -118,6 +117,12 @@ async def verify_now(follower: Follower, scratch: Path) -> Findings:
         refused,
         frozenset(others),
     )
+
+
+def _remove_store(file: Path) -> None:
+    for suffix in ("", "-wal", "-shm", ".lock"):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{file}{suffix}")
 
 
 def _refused_apart(changes: Sequence[Change]) -> tuple[list[Change], tuple[Difference, ...]]:

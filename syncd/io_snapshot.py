@@ -12,13 +12,10 @@ from syncd.copy.io_child import Follower
 from syncd.node_status import is_busy, stamp_state
 from syncd.source.io_origin import Origin
 from syncd.transfer.io_lineage import shown
+from syncd.transfer.io_push import PUSHED
 
 if TYPE_CHECKING:
     from syncd.io_daemon import Daemon
-
-
-PUSHED = "push:"
-"""With this in front, the name of a plain mirror is that of a child in the journal."""
 
 
 def make_snapshot(daemon: Daemon) -> dict[str, Any]:

@@ -60,9 +60,10 @@ class Stamper:
                 try:
                     await self._deliver(session)
                     self.delivered_s, self.error, failures = time.monotonic(), "", 0
-                except (NearpathError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                except Exception as error:
+                    # A fault of ours too: a node that stops to report is left out of DNS, with no word of it here.
                     failures += 1
-                    said = str(error) or "no answer in time"
+                    said = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else repr(error))
                     if said != self.error:
                         _log.warning("stamps_not_delivered", appliance=self._appliance.url, why=said)
                     self.error = said

@@ -32,9 +32,7 @@ def run(
 
 async def _start(file: Path) -> Life:
     daemon = await Daemon.open(file)
-    # A batch makes some 100,000 objects that live for a second: looking for cycles among them took a quarter of the time.
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
+    gc.freeze()  # what is there now stays: it need not be looked through
     _log.info("started", node=daemon.config.node, trees=list(daemon.config.trees))
 
     def status() -> str:

@@ -36,6 +36,11 @@ def check_path(path: bytes) -> bytes:
     return path
 
 
+def join(directory: bytes, name: bytes) -> bytes:
+    """The path of `name` in `directory`; b"" is the root."""
+    return directory + b"/" + name if directory else name
+
+
 def _is_name(name: bytes) -> bool:
     return name not in (b"", b".", b"..") and len(name) <= MAX_NAME_BYTES and b"\0" not in name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ from syncd.transfer.streams import split
 
 ASKED_BYTES = 8 << 20
 """Of small files that are asked for before it is looked again at what the limit is, where there is one at some time."""
+
+PROBE_BYTES = 64 << 20
+"""Of a disk that is said to be full, and by its numbers is not, so much is taken for a moment: there are quotas."""
 
 _log = get_logger("intake")
 
@@ -129,6 +133,12 @@ class Bringer:
             results = await self._pull(copy, parent.connector(self.name), large, watch)
         finally:
             fetching.under_way.clear()
+        full = [result.text for result in results if result.verdict is Verdict.LOCAL]
+        if full:
+            has_room = await asyncio.to_thread(_has_room, copy, sum(fetch.entry.size for fetch in large))
+            if has_room:
+                what = f"rsync of tree {self.name} from {parent.where}: {full[0]}"
+                raise ParentError(what, "there is room here: tried again")
         failed: dict[bytes, str] = {}
         for result in results:
             failed |= self.judge(result)
@@ -180,6 +190,18 @@ class Bringer:
     def _took(self, fetching: Fetching, files: int, size: int) -> None:
         fetching.took(files, size)
         self._rate.add(size, time.monotonic())
+
+
+def _has_room(copy: Copy, size: int) -> bool:
+    """Whether the disk takes so many bytes, whatever rsync says: what a parent says comes out among its own words."""
+    if copy.space().free_bytes < size:
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=copy.layout.work) as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, min(size, PROBE_BYTES)))
+    except OSError:
+        return False
+    return True
 
 
 class _Meter:

@@ -22,7 +22,7 @@ from core.exclude import Exclude
 from core.io_log import get_logger
 from syncd.copy.child_status import Activity, ChildStatus, Totals
 from syncd.copy.io_ahead import Ahead, Page
-from syncd.copy.io_copy import Copy, CopyError, Recovery
+from syncd.copy.io_copy import Copy, CopyError
 from syncd.copy.io_expire import Expiry
 from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom, Undigested
 from syncd.copy.io_parents import Lineage
@@ -242,7 +242,7 @@ class Follower:
         if self._copy is not None:
             return self._copy
         self.board.note(Activity.READING, "")
-        copy, recovery = await self._work(self._open_copy)
+        copy, went_on = await self._work(self._open_copy)
         self.pinned = await self._work(lambda: copy.pinned)
         self.offer.announce(await self.offer.run(Ledger.last))
         size = await self._work(copy.size)
@@ -250,20 +250,20 @@ class Follower:
         self.board.update(entries=size.entries, bytes_=size.bytes, has_content=has_content)
         refused = await self._work(copy.refused)
         self.board.update(refused=len(refused), refused_paths=refused)
-        _log.info("tree_opened", tree=self.name, entries=size.entries, recovered=recovery.went_on)
+        _log.info("tree_opened", tree=self.name, entries=size.entries, recovered=went_on)
         return copy
 
-    def _open_copy(self) -> tuple[Copy, Recovery]:
+    def _open_copy(self) -> tuple[Copy, int]:
         """All in the worker: whoever gives up waiting for it, the copy is either closed again or `_copy`."""
         copy = Copy(self.name, self.tree, self.store, accept=self._accept)
         try:
             self._accept = False
-            recovery = copy.recover()
+            went_on = copy.recover()
         except BaseException:
             copy.close()
             raise
         self._copy = copy
-        return copy, recovery
+        return copy, went_on
 
     def _close_copy(self) -> None:
         copy, self._copy = self._copy, None
@@ -273,7 +273,7 @@ class Follower:
     async def _run(self) -> None:
         while True:
             wait_s = self._again_s
-            name = ""
+            name, listed_s = "", 0.0
             try:
                 copy = await self._open()
                 await self._obey(copy)
@@ -292,6 +292,7 @@ class Follower:
                         finally:
                             await self._ahead.drop()
                     else:
+                        listed_s = parent.every_s  # listing all of it costs that server as much as ever
                         await self._follow_plain(copy, name, parent)
                     self._again_s = AGAIN_S
                     continue
@@ -300,10 +301,10 @@ class Follower:
                 wait_s = MAX_AGAIN_S
             except Held as held:
                 self.board.note(Activity.HELD, str(held), held=held.objection)
-                wait_s = HELD_AGAIN_S
+                wait_s = max(HELD_AGAIN_S, listed_s)
             except (DiskFull, NoRoom) as error:
                 self.board.note(Activity.DISK_FULL, str(error))
-                wait_s = FULL_AGAIN_S
+                wait_s = max(FULL_AGAIN_S, listed_s)
             except Incomplete as error:
                 self.board.note(Activity.RETRYING, str(error))
                 wait_s = self._again_s
@@ -356,6 +357,8 @@ class Follower:
             except (NearpathError, OSError) as error:
                 if not done.done():
                     done.set_exception(error)
+                self.pinned = await self._work(lambda: copy.pinned)
+                await self._work(copy.recover)  # it may be shown all the same, and not be read yet
             else:
                 self.pinned = number
                 self._compare_due = True
@@ -506,7 +509,12 @@ class Follower:
             self._is_root_due = True
             return
         quiet, self._is_root_due = not self._is_root_due, False
+        received_s = time.monotonic()
         await self._check_root(parent, quiet, answer.lag_s)
+        if self._known.current_s is None and not self.status.waiting and not self._signature.is_missing:
+            # Proved for the first time just now: the parent may be gone before it can be asked once more.
+            self._known = _Knowledge(received_s - answer.lag_s, self._known.version)
+            self._proved = replace(self._known)
 
     async def _poll(self, parent: Parent, cursor: Cursor) -> Page | None:
         """What the parent's journal has after `cursor`; None when the wait for it was cut short, see `look`."""
@@ -529,7 +537,7 @@ class Follower:
             await asyncio.gather(poll, look, return_exceptions=True)
 
     def _wait_s(self, now: float) -> float:
-        if self._is_root_due:
+        if self._is_root_due or (self._known.current_s is None and not self.status.waiting):
             return min(self.tree.poll, ROOT_AFTER_S)
         due = self.intake.retries.next_due()
         return self.tree.poll if due is None else min(self.tree.poll, max(0.0, due - now))

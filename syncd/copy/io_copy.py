@@ -13,17 +13,18 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from core.config_sync import Tree
 from core.errors import NearpathError
 from core.exclude import Exclude
 from core.io_config_sync import work_directory
+from core.io_log import get_logger
 from syncd.copy.io_prove import announced
-from syncd.copy.io_record import REFUSED, Record, brought
-from syncd.copy.note import Note, decode_changes, decode_note, encode_changes, encode_note
-from syncd.model import Change, Entry, Op
+from syncd.copy.io_record import REFUSED, Published, Record, brought
+from syncd.copy.note import Note, NoteError, decode_changes, decode_note, encode_changes, encode_note
+from syncd.model import Change, Op
 from syncd.publish import io_publish, io_version
 from syncd.publish.guard import Space
 from syncd.publish.io_attributes import Kept
@@ -46,23 +47,17 @@ _LOOK_SLICE = 2_000
 MAX_REFUSED = 100
 """So many paths are named; people fix them at the origin one by one."""
 
+_READ = "disk_read"
+"""The fact that the index was made of all that lies there, but for what `exclude` has: its fingerprint and 1; else 0."""
+
 _NOTHING: Mapping[bytes, Row] = {}
+
+
+_log = get_logger("copy")
 
 
 class CopyError(NearpathError):
     """The copy cannot be worked on: its disk is not there, or is another one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What was found at start."""
-
-    first_reading: bool = False
-    """there was no index: what lies on the disk was read, and is compared with the parent's"""
-    went_on: int = 0
-    """steps of a publish that was under way and is done now"""
-    looked_again: int = 0
-    """paths that were looked at again, since the machine went down in a publish"""
 
 
 class Copy:
@@ -170,7 +165,7 @@ class Copy:
 
     def plan(self, changes: Iterable[Change]) -> Plan:
         """The plan of changes on what is published now."""
-        return make_plan(changes, _Have(self.index), self.ranks, bool(self._kept))
+        return make_plan(changes, Published(self.index), self.ranks, bool(self._kept))
 
     def as_recorded(self, paths: Iterable[bytes]) -> tuple[Change, ...]:
         """Changes that bring files to what the index says they are: their contents are fetched anew.
@@ -221,6 +216,7 @@ class Copy:
     def clear_ahead(self) -> bytes:
         """The directory for files of a batch that is not the next yet, emptied; from any thread."""
         layout = Layout(self._path, self._work)
+        os.makedirs(layout.ahead, mode=0o700, exist_ok=True)  # it could not be made when the disk was full
         remove_all(layout.ahead)
         return layout.ahead
 
@@ -263,35 +259,44 @@ class Copy:
             io_version.expire(self._versions, time.time(), self.tree.grace)
         return io_publish.sweep(self.layout)
 
-    def recover(self) -> Recovery:
-        """Go on with a publish that was under way; read what is on the disk when there is no index yet."""
+    def recover(self) -> int:
+        """Go on with a publish that was under way, and read the disk where the index is not of it; steps gone on with."""
         self.check_place()
-        pending = io_publish.pending(self.layout)
-        went_on = looked = 0
-        if pending is not None:
-            done = int(fact(self._db, "published") or 0) >= pending.intent.number
-            if done:
-                self._finish(pending.intent)
-            elif self._is_atomic:
-                # Built anew from the cursor, unless it has its name already: then only the record is missing.
-                if os.path.isdir(self._versions.path(pending.intent.number)):
-                    io_version.publish_version(self._versions, pending.intent, time.time())
-                    self._record(decode_note(pending.intent.note), pending.intent)
-                    self._finish(pending.intent)
-                else:
-                    io_publish.abandon(self.layout)
-            elif pending.trusted and self._goes_on(pending.intent):
-                went_on = len(pending.intent.steps)
-            else:
-                looked = self._look_again(io_publish.abandon(self.layout))
-        first = self.index.is_empty()
-        if first or int(fact(self._db, "exclude") or 0) != self._exclude.fingerprint():
+        went_on = self._end_pending()
+        if int(fact(self._db, _READ) or 0) != self._exclude.fingerprint() + 1:
             self.read_disk()
-            with transaction(self._db):
-                set_fact(self._db, "exclude", self._exclude.fingerprint())
-        return Recovery(first, went_on, looked)
+        return went_on
 
-    def _goes_on(self, intent: Intent) -> bool:
+    def _end_pending(self) -> int:
+        """Bring a publish that was under way to an end, whichever; steps of it that were gone on with."""
+        try:
+            if (pending := io_publish.pending(self.layout)) is None:
+                return 0
+            intent, note = pending.intent, decode_note(pending.intent.note)
+        except (PublishError, NoteError) as error:
+            _log.error("intent_damaged", tree=self.name, why=error.what, doing="the disk is read anew")
+            self._forget_reading()  # only the disk can tell what was done
+            io_publish.finish(self.layout)
+            return 0
+        if int(fact(self._db, "published") or 0) >= intent.number:
+            self._finish(intent)
+        elif self._is_atomic:
+            # Built anew from the cursor, unless it has its name already: then only the record is missing.
+            if os.path.isdir(self._versions.path(intent.number)):
+                io_version.publish_version(self._versions, intent, time.time())
+                self._record(note, intent)
+                self._finish(intent)
+            else:
+                io_publish.abandon(self.layout)
+        elif pending.trusted and self._goes_on(note, intent):
+            return len(intent.steps)
+        else:
+            # Before the intent goes: if the store fails now, or the machine does again, nothing else knows these paths.
+            self._look_again(touched(intent.steps))
+            io_publish.abandon(self.layout)
+        return 0
+
+    def _goes_on(self, note: Note, intent: Intent) -> bool:
         """Whether the rest of a publish could be done; not when something else changed the tree meanwhile."""
         try:
             io_publish.run(self.layout)
@@ -299,7 +304,7 @@ class Copy:
             raise
         except PublishError:
             return False
-        self._record(decode_note(intent.note), intent)
+        self._record(note, intent)
         self._finish(intent)
         return True
 
@@ -313,14 +318,14 @@ class Copy:
         with transaction(self._db):
             self._set_cursor(cursor)
 
-    def read_disk(self) -> int:
-        """Make the index what the disk holds, without a word in the journal; number of entries that were different.
+    def read_disk(self) -> None:
+        """Make the index what the disk holds, without a word in the journal.
 
-        For the first start, and for `verify`: then the comparison of manifests tells what is wrong.
+        For the first start, and for `verify`: then the comparison of manifests tells what is wrong. What is cut short
+        before the index was once of the whole disk is begun again by `recover`.
         """
         self.check_place()
         disk = Disk(self.root, exclude=self._exclude)
-        before = self._db.total_changes
         try:
             comparer = Comparer(disk, self.index)
             comparer.quiet = True
@@ -337,7 +342,13 @@ class Copy:
                 stack.extend(comparer.take_walks())
         finally:
             disk.close()
-        return self._db.total_changes - before
+        with transaction(self._db):
+            set_fact(self._db, _READ, self._exclude.fingerprint() + 1)
+
+    def _forget_reading(self) -> None:
+        """The index may not be what lies there any more: `recover` reads the disk, unless that is done before."""
+        with transaction(self._db):
+            set_fact(self._db, _READ, 0)
 
     # -- older versions
 
@@ -360,6 +371,8 @@ class Copy:
         if number is not None:
             if not self._is_atomic:
                 raise PublishError(f"tree {self.name} keeps no versions", "only trees of mode atomic do")
+            if os.path.isdir(self._versions.path(number)):
+                self._forget_reading()
             io_version.roll_back(self._versions, number, time.time())
         with transaction(self._db):
             set_fact(self._db, "pinned", 0 if number is None else number + 1)
@@ -388,11 +401,10 @@ class Copy:
         finally:
             disk.close()
 
-    def _look_again(self, paths: Sequence[bytes]) -> int:
+    def _look_again(self, paths: Sequence[bytes]) -> None:
         with self._indexing():
             drafts = self._look(paths)
             self.journal.append(drafts, time.time())
-        return len(paths)
 
     def _look(self, paths: Sequence[bytes], changes: Sequence[Change] = ()) -> list[Draft]:
         """Index what is at these paths, and below directories that are new; the drafts of what was different.
@@ -451,6 +463,8 @@ class Copy:
                 # Nothing is current any more: it is compared with the parent's before anyone is sent here.
                 self._set_cursor(Cursor())
                 set_fact(self._db, "later", encode_changes(()))
+                set_fact(self._db, _READ, 0)
+                set_fact(self._db, "pinned", 0)  # that version went with the other disk
                 self._note_quiet_look()
         with transaction(self._db):
             set_fact(self._db, "root_inode", inode)
@@ -480,21 +494,3 @@ class Copy:
             io_version.finish_version(self._versions, intent)
         else:
             io_publish.finish(self.layout)
-
-
-class _Have:
-    """The index as a plan asks it, with digests of contents as they came, or were read here once."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
-    def get(self, path: bytes) -> Entry | None:
-        """The entry at `path`."""
-        child = self._index.get(path)
-        return to_entry(path, child.row, child.digest) if child is not None and child.row.device != REFUSED else None
-
-    def below(self, path: bytes) -> Iterator[Entry]:
-        """All entries below `path`."""
-        entries = self._index.entries(path)
-        next(entries, None)
-        return (entry for entry in entries if entry.inode[0] != REFUSED)

@@ -23,7 +23,15 @@ from syncd.copy.parts import PART_BYTES, in_parts, weight
 from syncd.copy.unsigned import WrongContents, wrong_content
 from syncd.io_hooks import run_hook
 from syncd.model import Change, Entry, Kind, Op
-from syncd.publish.guard import DeleteLimits, Objection, RecentDeletes, Reserve, check_deletes, check_space
+from syncd.publish.guard import (
+    DeleteLimits,
+    Objection,
+    RecentDeletes,
+    Reserve,
+    change_token,
+    check_deletes,
+    check_space,
+)
 from syncd.publish.io_leftovers import WORTH_BYTES, renew_stage
 from syncd.publish.io_publish import clear_attributes
 from syncd.publish.plan import Fetch, Plan
@@ -76,6 +84,7 @@ class Board:
         self.totals = Totals()
         self.on_change = on_change
         self._tree = tree
+        self._logged = (Activity.READING, "")
 
     def update(self, **changes: Any) -> None:
         """Replace some of the status."""
@@ -84,10 +93,14 @@ class Board:
     def note(self, activity: Activity, why: str, held: Objection | None = None) -> None:
         """What the copy does now, or waits for."""
         changed = (self.status.activity, self.status.why) != (activity, why)
+        if activity in (Activity.READING, Activity.COMPARING):
+            held = self.status.held  # it is looked at again, which takes long: meanwhile the word can be given
         self.update(activity=activity, why=why, held=held, fetching=None, whole=None)
         if changed:
-            if why:
+            if why and self._logged != (activity, why):
                 _log.warning("tree_waits", tree=self._tree, state=activity.value, why=why)
+            if why or activity is Activity.CURRENT:
+                self._logged = activity, why
             self.on_change()
 
 
@@ -196,7 +209,8 @@ class Intake:
         plan = await self._work(lambda: copy.plan(every))
         if plan.deleted_entries > self.tree.deletes.floor:
             self.board.update(entries=(await self._work(copy.size)).entries)
-        self._guard(copy, plan, recent.count(time.time()))
+        self._guard(plan, recent.count(time.time()))
+        self.board.update(held=None)
         staged: Written = ahead if ahead is not None and is_usual else {}
         left = frozenset[bytes]() if staged else await self._work(lambda: renew_stage_of(copy, plan))
         await self._make_room(copy, plan, left, staged)
@@ -223,16 +237,22 @@ class Intake:
                 f"{len(failed):,} files did not come, such as {_some(failed)}", "a version is whole or not: tried again"
             )
         self._settle_retries(plan, failed, now)
-        if self.approved:
+        is_approved = bool(self.approved) and self.approved == change_token(
+            self.name, _gone(plan), plan.deleted_entries
+        )
+        # Deletes that wait for a file that does not come are not done, and are planned and guarded again with each try.
+        do_wait = any(change.op is Op.DELETE for change in waiting)
+        if not is_approved:
+            recent.add(time.time(), plan.replaced_entries if do_wait else plan.deleted_entries)
+        elif not do_wait:
             recent.approve()
-        else:
-            recent.add(time.time(), plan.deleted_entries)
         counted = recent.kept if recent.kept != kept else None
         note = Note(every, waiting, tuple(path for path, _ in plan.refused), cursor, counted)
         # How far the fetching came stays to be seen: a first sync is fetched and published in turns.
         self.board.update(activity=Activity.PUBLISHING)
         await self._work(lambda: copy.publish(steps, note, staged))
-        self.approved = ""
+        if not do_wait and (is_approved or cursor is not None):
+            self.approved = ""
         refused = dict(self.board.status.refused_paths) | dict(plan.refused)
         if refused:
             still = await self._work(lambda: copy.still_refused(refused))
@@ -271,16 +291,15 @@ class Intake:
         if plan.deleted_entries < entries - 1:  # the root itself is counted
             return
         none = DeleteLimits(0, 0.0, 0)
-        gone = (*plan.deletes, *plan.emptied)
-        objection = check_deletes(self.name, gone, plan.deleted_entries, entries, none, self.approved)
+        objection = check_deletes(self.name, _gone(plan), plan.deleted_entries, entries, none, self.approved)
         if objection is not None:
             raise Held(objection)
 
-    def _guard(self, copy: Copy, plan: Plan, recent: int) -> None:
+    def _guard(self, plan: Plan, recent: int) -> None:
         limits = self.tree.deletes
         objection = check_deletes(
             self.name,
-            (*plan.deletes, *plan.emptied),
+            _gone(plan),
             plan.deleted_entries,
             self.board.status.entries,
             DeleteLimits(limits.files, limits.share, limits.floor),
@@ -435,6 +454,11 @@ def renew_stage_of(copy: Copy, plan: Plan) -> frozenset[bytes]:
     fetches = (*plan.payload, *plan.indexes)
     wanted = {fetch.entry.path: fetch.entry for fetch in fetches if fetch.entry.size >= WORTH_BYTES}
     return renew_stage(copy.layout, wanted, os.fsencode(copy.partial))
+
+
+def _gone(plan: Plan) -> tuple[bytes, ...]:
+    """What a person is asked about, and gives a word for."""
+    return (*plan.deletes, *plan.emptied)
 
 
 def _some(failed: dict[bytes, str]) -> str:

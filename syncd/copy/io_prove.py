@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from core.errors import NearpathError
 from syncd.model import Change, Entry, Kind, Op
-from syncd.publish.io_below import Below
+from syncd.publish.io_below import Below, set_mode
 from syncd.source.io_digest import digest_below
-from syncd.source.row import Row
+from syncd.source.row import Row, held_ns
 from syncd.transfer.small import NO_DIGEST, WRONG_CONTENT
 
 
@@ -54,11 +54,11 @@ def read_here(root: bytes, rows: Iterable[tuple[bytes, Row]]) -> list[tuple[byte
 
 
 def _is_row(row: Row) -> Callable[[os.stat_result], bool]:
-    return lambda st: (st.st_size, st.st_mtime_ns, st.st_ino) == (row.size, row.mtime_ns, row.inode)
+    return lambda st: (st.st_size, held_ns(st.st_mtime_ns), st.st_ino) == (row.size, row.mtime_ns, row.inode)
 
 
 def _is_entry(entry: Entry) -> Callable[[os.stat_result], bool]:
-    return lambda st: (st.st_size, st.st_mtime_ns) == (entry.size, entry.mtime_ns)
+    return lambda st: (st.st_size, held_ns(st.st_mtime_ns)) == (entry.size, entry.mtime_ns)
 
 
 def _go_on(_size: int) -> bool:
@@ -73,19 +73,36 @@ def prove_staged(stage: bytes, entries: Sequence[Entry]) -> dict[bytes, str]:
     failed: dict[bytes, str] = {}
     for entry in entries:
         try:
-            read = digest_below(stage, entry.path, _is_entry(entry), _go_on)
+            digest = _digest_staged(stage, entry)
         except (NearpathError, FileNotFoundError):
             continue
         except OSError as error:
             failed[entry.path] = f"it cannot be read here: {error.strerror}"
         else:
-            if read is None or read[0] == entry.digest:
+            if digest is None or digest == entry.digest:
                 continue
             failed[entry.path] = WRONG_CONTENT
         with Below(stage) as below:
             directory, name = below.at(entry.path)
             os.unlink(name, dir_fd=directory)
     return failed
+
+
+def _digest_staged(stage: bytes, entry: Entry) -> bytes | None:
+    """The digest of what lies there as it was announced; None when it is something else."""
+    try:
+        read = digest_below(stage, entry.path, _is_entry(entry), _go_on)
+    except PermissionError:
+        # Its mode lets others read it, but not its owner: us.
+        with Below(stage) as below:
+            directory, name = below.at(entry.path)
+            mode = stat.S_IMODE(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+            set_mode(directory, name, mode | stat.S_IRUSR)
+            try:
+                read = digest_below(stage, entry.path, _is_entry(entry), _go_on)
+            finally:
+                set_mode(directory, name, mode)
+    return read[0] if read is not None else None
 
 
 def undigested(entries: Iterable[Entry]) -> dict[bytes, str]:

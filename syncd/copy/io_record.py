@@ -1,21 +1,21 @@
 """Recording what a batch brought: the index brought to where the changes brought the disk, and the drafts of the same.
 
 The drafts are for children of our own. Contents come with the digest that was announced with them: it was proved by then,
-or is that of what was here already.
+or is that of what was here already. And the index as a plan asks it.
 """
 
 from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from syncd.copy.io_prove import announced, digests_of
 from syncd.model import UNTOLD, Change, Entry, Op
 from syncd.publish.steps import Do, Step
 from syncd.source.io_compare import Comparer
 from syncd.source.io_scan import Disk, Gone, Trouble
-from syncd.source.row import Row, Written, as_sure
+from syncd.source.row import Row, Written, as_sure, to_entry
 from syncd.store.io_index import Index
 from syncd.store.io_journal import Draft
 
@@ -61,6 +61,24 @@ def record_upserts(
     if digests:
         return [Draft(Op.UPSERT, path, row, b"", digests.get(path)) for path, row in rows]
     return [Draft(Op.UPSERT, path, row) for path, row in rows]
+
+
+class Published:
+    """The index as a plan asks it, with digests of contents as they came, or were read here once."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, path: bytes) -> Entry | None:
+        """The entry at `path`."""
+        child = self._index.get(path)
+        return to_entry(path, child.row, child.digest) if child is not None and child.row.device != REFUSED else None
+
+    def below(self, path: bytes) -> Iterator[Entry]:
+        """All entries below `path`."""
+        entries = self._index.entries(path)
+        next(entries, None)
+        return (entry for entry in entries if entry.inode[0] != REFUSED)
 
 
 class Record:

@@ -40,8 +40,8 @@ class Signature:
 
     @property
     def is_missing(self) -> bool:
-        """Whether the parent has what the origin did not sign, as far as is known."""
-        return self._unsigned.since_s is not None
+        """Whether the parent has what the origin did not sign, as far as is known; or nothing was ever proved here."""
+        return self.matched is None or self._unsigned.since_s is not None
 
     def news(self) -> None:
         """Changes came: what was unequal before says nothing."""
@@ -85,10 +85,12 @@ class Signature:
         is_equal = mine == root.root_hash
         if is_equal:
             self._quiet_polls = 0
-            self._unsigned.since_s = None
+            self._unsigned.proved()
         if not quiet or not self._seems_drifted(is_equal, tries):
             return (root if is_equal else None), False
-        if not is_equal and self._unsigned.compared(time.monotonic(), self._board.status.differences, lag_s):
+        differences = self._board.status.differences
+        is_explained = bool(differences and self._board.status.waiting)  # by files that do not come
+        if not is_equal and not is_explained and self._unsigned.compared(time.monotonic(), differences, lag_s):
             raise unsigned_tree(self._name, parent.url)
         return (root if is_equal else None), True
 

@@ -60,7 +60,9 @@ def decode_note(data: bytes) -> Note:
             None if deletes is None else tuple((float(at), int(count)) for at, count in deletes),
         )
     except (ValueError, TypeError, IndexError, AttributeError, MessageError) as error:
-        raise NoteError("the note of a publish is damaged", "`syncd verify` finds what it left undone") from error
+        raise NoteError(
+            "the note of a publish is damaged", "the disk is read anew, and what is undone is done again"
+        ) from error
 
 
 def encode_changes(changes: Sequence[Change]) -> bytes:

@@ -14,6 +14,8 @@ from syncd.transfer.small import WRONG_CONTENT
 
 UNSIGNED_S = 60.0
 """A parent whose tree is for so long not what the origin signed is left, unless it says itself that it is behind."""
+REPAIRS = 3
+"""So many comparisons that all find something, with no proof between them, do not mend the copy: the parent is another."""
 
 
 class Unsigned:
@@ -21,14 +23,23 @@ class Unsigned:
 
     def __init__(self) -> None:
         self.since_s: float | None = None
+        self._repairs = 0
+
+    def proved(self) -> None:
+        """The copy is what the origin signed."""
+        self.since_s, self._repairs = None, 0
 
     def compared(self, now: float, differences: int, lag_s: float) -> bool:
-        """The last comparison found so many differences, the hash is not the signed one: whether that is for too long."""
-        if differences or lag_s >= UNSIGNED_S:
-            self.since_s = None
-            return False
-        if self.since_s is None:
+        """The last comparison found so many differences, the hash is not the signed one: whether that is for too long.
+
+        A parent may be another at each comparison, or say for ever that it is behind: then the copy is not fresh either.
+        """
+        self._repairs += 1 if differences else 0
+        if differences and self._repairs < REPAIRS:
+            return False  # it was the copy that was another; it is mended now
+        if self.since_s is None or lag_s >= UNSIGNED_S:
             self.since_s = now
+            return False
         if now - self.since_s < UNSIGNED_S:
             return False
         self.since_s = now

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError, check_path
+from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError, check_path, join
 
 IMPLIED_MODE = 0o755
 """Of a directory whose own change never came; the next comparison of manifests puts it right."""
@@ -177,7 +177,3 @@ def is_same(known: Entry, entry: Entry) -> bool:
         return known.target == entry.target
     same = known.size == entry.size and known.mode == entry.mode
     return same and known.digest is not None and known.digest == entry.digest
-
-
-def join(directory: bytes, name: bytes) -> bytes:
-    return directory + b"/" + name if directory else name

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from syncd.model import Entry
+from syncd.model import Entry, join
 from syncd.publish.io_below import Below, is_directory, remove_all
 from syncd.publish.io_publish import LEFT, Layout
 from syncd.publish.io_steps import is_as_announced
@@ -64,10 +64,11 @@ def renew_stage(layout: Layout, wanted: Mapping[bytes, Entry], partial: bytes) -
 
 
 def _move_aside(stage: bytes, aside: bytes) -> None:
-    with os.scandir(stage) as found:
-        if next(found, None) is None:
-            return
-    os.rename(stage, os.path.join(aside, b"%d" % os.stat(stage).st_ino))
+    with suppress(FileNotFoundError):  # it could not be made when the disk was full
+        with os.scandir(stage) as found:
+            if next(found, None) is None:
+                return
+        os.rename(stage, os.path.join(aside, b"%d" % os.stat(stage).st_ino))
     os.mkdir(stage, 0o700)
 
 
@@ -88,24 +89,24 @@ def _lefts(source: Below, wanted: Mapping[bytes, Entry], partial: bytes) -> Iter
                 for entry in entries:
                     name = os.fsencode(entry.name)
                     if entry.is_dir(follow_symlinks=False):
-                        todo += [_join(place, name)] * (not is_partial)
+                        todo += [join(place, name)] * (not is_partial)
                     elif entry.is_file(follow_symlinks=False):
                         path, whole = _file_of(home, name, wanted)
-                        found = source.stat(_join(place, name)) if path is not None else None
+                        found = source.stat(join(place, name)) if path is not None else None
                         # A file with another name is one that clients see, most likely.
                         if path is not None and found is not None and found.st_nlink == 1 and found.st_size:
-                            yield _Left(path, _join(place, name), found, whole and not is_partial)
+                            yield _Left(path, join(place, name), found, whole and not is_partial)
         finally:
             os.close(fd)
 
 
 def _file_of(home: bytes, name: bytes, wanted: Mapping[bytes, Entry]) -> tuple[bytes | None, bool]:
     """(path of the wanted file that `name` in `home` is, or was to become, whether it has its own name)."""
-    if (path := _join(home, name)) in wanted:
+    if (path := join(home, name)) in wanted:
         return path, True
     if temporary := _TEMPORARY.fullmatch(name):
         for first in (temporary[1], b"." + temporary[1]):
-            if (path := _join(home, first)) in wanted:
+            if (path := join(home, first)) in wanted:
                 return path, False
     return None, False
 
@@ -120,7 +121,7 @@ def _keep(
         _move(source, left.place, stage, left.path)
         whole.add(left.path)
         return
-    place = _join(_join(home, partial), name)
+    place = join(join(home, partial), name)
     published = tree.stat(left.path)
     if published is not None and stat.S_ISREG(published.st_mode) and published.st_size > 2 * left.found.st_size:
         return  # rsync would take this one to compare with, and not the one that has more of it
@@ -140,7 +141,3 @@ def _move(source: Below, place: bytes, stage: Below, path: bytes) -> None:
     from_fd, from_name = source.at(place)
     to_fd, to_name = stage.at(path)
     os.rename(from_name, to_name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
-
-
-def _join(directory: bytes, name: bytes) -> bytes:
-    return directory + b"/" + name if directory else name

@@ -25,8 +25,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from syncd.model import Entry
 from syncd.publish.io_attributes import NOTHING, ROOM, Kept
-from syncd.publish.io_below import Below, remove_all
+from syncd.publish.io_below import Below, remove_all, set_mode
 from syncd.publish.io_steps import PROGRESS, Doer, is_as_announced
 from syncd.publish.steps import Do, Intent, PublishError, Ranks, Step, decode_intent, encode_intent, touched
 from syncd.source.row import Written
@@ -104,9 +105,21 @@ def check_staged(layout: Layout, steps: Sequence[Step], staged: Written | None =
                 if row is not None and row.size == entry.size and row.mtime_ns == entry.mtime_ns:
                     continue
                 found = stage.stat(step.path)
-                if not is_as_announced(found, step.entry):
+                if found is None or not is_as_announced(found, entry) or not _has_mode(stage, entry, found):
                     failed[step.path] = _unlike(found)
     return failed
+
+
+def _has_mode(stage: Below, entry: Entry, found: os.stat_result) -> bool:
+    """Whether a staged file has the mode that it was announced with, now at the latest: rsync gives it the parent's."""
+    if stat.S_IMODE(found.st_mode) == entry.mode:
+        return True
+    if found.st_nlink > 1:
+        return False  # clients see it under its other name, or older versions have it
+    directory, name = stage.at(entry.path)
+    with suppress(OSError):  # a file system without modes
+        set_mode(directory, name, entry.mode)
+    return True
 
 
 def _unlike(found: os.stat_result | None) -> str:

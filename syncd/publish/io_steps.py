@@ -13,6 +13,7 @@ from syncd.model import UNTOLD, Entry
 from syncd.publish.io_attributes import NOTHING, ROOM, Kept, take_over
 from syncd.publish.io_below import Below, exchange, is_directory, set_mode, sync_file_system
 from syncd.publish.steps import Do, PublishError, Step, touched
+from syncd.source.row import held_ns
 
 SYNC_EACH = 64
 """Up to so many files or directories are synced one by one; beyond, the whole file system at once is quicker."""
@@ -25,7 +26,7 @@ def is_as_announced(found: os.stat_result | None, entry: Entry | None) -> bool:
     """Whether this is the stat of the file that the entry tells of."""
     if found is None or entry is None or not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
         return False
-    return entry.mtime_ns == UNTOLD or found.st_mtime_ns == entry.mtime_ns
+    return entry.mtime_ns == UNTOLD or held_ns(found.st_mtime_ns) == entry.mtime_ns
 
 
 _UNNOTED = frozenset({Do.PUT, Do.DELETE})
@@ -348,7 +349,11 @@ class Doer:
         for path in staged:
             if self.work.stat(b"stage/" + path) is not None:
                 fd, name = self.work.at(b"stage/" + path)
-                self._sync(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd))
+                try:
+                    self._sync(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd))
+                except PermissionError:  # its mode lets others read it, but not its owner: us
+                    sync_file_system(self.work.fd)
+                    return
 
     def _files_in(self, path: bytes) -> list[bytes]:
         """The files in the staged directory `path`."""

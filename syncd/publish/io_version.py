@@ -49,7 +49,7 @@ def current(place: Versions) -> int:
     except (OSError, ValueError):
         raise PublishError(
             f"{os.fsdecode(place.public)} is not a symlink to one of {os.fsdecode(place.versions)}",
-            "mode atomic needs one: `syncd adopt` turns a plain directory into version 0, with no gap for clients",
+            "mode atomic needs one: move it away, or set another `path`; a plain directory is taken over by itself",
         ) from None
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from syncd.model import UNTOLD, Change, Entry, Kind
-from syncd.publish.final_tree import FinalTree, Have, Node, join
+from syncd.model import UNTOLD, Change, Entry, Kind, join
+from syncd.publish.final_tree import FinalTree, Have, Node
 from syncd.publish.steps import Do, Ranks, Step, stays_inside
 
 
@@ -41,6 +41,8 @@ class Plan:
     """entries that go, all below the deletes counted, and files that are emptied; what only moves is not"""
     emptied: tuple[bytes, ...] = ()
     """files with content that are to have none: as much lost as if they were deleted"""
+    replaced_entries: int = 0
+    """those of `deleted_entries` that go even when deletes have to wait: emptied, or something else takes their place"""
 
     @property
     def fetch_bytes(self) -> int:
@@ -162,6 +164,7 @@ class _Steps:
             deletes=deletes,
             deleted_entries=self._count_deleted(deletes) + len(self.emptied),
             emptied=tuple(self.emptied),
+            replaced_entries=self._count_deleted(()) + len(self.emptied),
         )
 
     # what is where -----------------------------------------------------------------------------------------------------

@@ -149,7 +149,8 @@ def hold_back(
     Files that came are published. A missing payload file holds back every index and every delete of the tree, since an
     index may name it, and the old index may name what would be deleted; a missing index holds back those of its rank
     and above, and the deletes. The later changes are in terms of the tree after these steps; they must be stored
-    before the cursor moves past them, and planned before newer changes.
+    before the cursor moves past them, and planned before newer changes. Deletes that come first of all are not held back:
+    of symlinks that would lead out of the tree once the directory they are in has moved, which it does now.
     """
     missing = [ranks.of(step.path) for step in steps if step.do is Do.PUT and step.path in failed]
     if not missing:
@@ -157,10 +158,11 @@ def hold_back(
     ceiling = min(missing)
     now: list[Step] = []
     later: list[Change] = []
-    for step in steps:
+    first = next((at for at, step in enumerate(steps) if step.do is not Do.DELETE), 0)
+    for at, step in enumerate(steps):
         rank = max(ranks.of(step.path), ranks.of(step.source)) if step.do is Do.LINK else ranks.of(step.path)
         brings = step.do in (Do.PUT, Do.SYMLINK, Do.UNPARK, Do.LINK) and step.entry is not None
-        if step.do is Do.DELETE:
+        if step.do is Do.DELETE and at >= first:
             later.append(Change(0, Op.DELETE, step.path))
         elif brings and (step.path in failed or step.source in failed or rank >= max(ceiling, 1)):
             later.append(Change(0, Op.UPSERT, step.path, step.entry))
@@ -213,7 +215,7 @@ def decode_intent(data: bytes) -> Intent:
         return _decode_intent(data)
     except (struct.error, ValueError, KeyError, NearpathError) as error:
         raise PublishError(
-            "the note of a publish under way is damaged", "`syncd verify --repair` finds what it left undone"
+            "the note of a publish under way is damaged", "the disk is read anew, and what is undone is done again"
         ) from error
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
-from syncd.model import Op
+from syncd.model import Op, join
 from syncd.source.io_contents import Contents, Later
 from syncd.source.io_scan import Disk, Gone, Listing, Trouble
 from syncd.source.row import UNSURE, Row, has_other_mark, is_only_marked, is_same_thing
@@ -125,7 +125,7 @@ class Comparer:
             if depth is Depth.MOVED and self._is_as_listed(path):
                 number = self._index.number(path)
                 names = self._index.subdirectories(number) if number is not None else []
-                self._found.to_walk.extend((_join(path, name), depth) for name in names)
+                self._found.to_walk.extend((join(path, name), depth) for name in names)
                 self._walk_fresh(None)
                 return
             listing = self._disk.list(path)
@@ -170,7 +170,7 @@ class Comparer:
             old = known.pop(name, None)
             if name in listing.mounts:
                 continue
-            below = _join(path, name)
+            below = join(path, name)
             if old is None:
                 # A directory that is new is stored by its own walk: so the journal tells it together with what is in it,
                 # and a copy can bring it whole.
@@ -187,10 +187,10 @@ class Comparer:
         self._put_new(path, number, new_files)
         for name in known:
             # Looked at once more: a listing may miss a name that is renamed over while it is read.
-            if name not in listing.troubled and self._look_again(below := _join(path, name)) is None:
+            if name not in listing.troubled and self._look_again(below := join(path, name)) is None:
                 self._lost.append(below)
         for name in listing.troubled:
-            self._found.troubles.append(Trouble(_join(path, name), "it is there but cannot be looked at"))
+            self._found.troubles.append(Trouble(join(path, name), "it is there but cannot be looked at"))
         if listing.listed_ns and listing.listed_ns != self._index.listed_ns(path):
             self._index.set_listed(path, listing.listed_ns)
 
@@ -214,7 +214,7 @@ class Comparer:
         for name, row in files:
             if row.inode in known:
                 # It may have come from elsewhere. Asked anew: a rename just now may have taken what the index had here.
-                self._put(below := _join(above, name), row, self._index.get(below))
+                self._put(below := join(above, name), row, self._index.get(below))
 
     def _with_contents(
         self, prefix: bytes, files: Iterable[tuple[bytes, Row, bytes | None]]
@@ -460,7 +460,3 @@ def _is_alike(old: Row, new: Row) -> bool:
     if (old.mode, old.mtime_ns) != (new.mode, new.mtime_ns):
         return False
     return stat.S_ISREG(new.mode) or not has_other_mark(old, new)
-
-
-def _join(above: bytes, name: bytes) -> bytes:
-    return above + b"/" + name if above else name

@@ -2,7 +2,8 @@
 
 A small one is read at once, by the thread that owns the tree. What is larger, or more than a slice of work, is read by a
 thread beside it: the path is looked at again when that is done, and other changes do not wait for it. What changes while it
-is read has no digest, and is looked at again once it had time to settle.
+is read has no digest, and is looked at again once it had time to settle. Nor do smaller ones wait for a large one, which
+may be a sparse file of some terabytes: they are read in between.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from core.errors import NearpathError
 from syncd.source.io_digest import digest_below, digest_of, open_to_read
 from syncd.source.io_scan import Disk, Gone, Trouble
-from syncd.source.row import UNSURE, Row
+from syncd.source.row import UNSURE, Row, held_ns
 from syncd.store.io_index import UNREADABLE
 
 SMALL_BYTES = 256 * 1024
@@ -35,6 +36,8 @@ MAX_ASKED = 100_000
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 """It is something else by now: its event is on the way."""
+PASSING = _GONE | {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+"""Or it cannot be had just now: somebody has a lease on it (fcntl(2); so does Samba), say. Nothing tells when it can."""
 
 
 class Later(Exception):
@@ -54,7 +57,8 @@ class Contents:
     def __init__(self, root: bytes, ready: Callable[[], None]) -> None:
         self._root = root
         self._ready = ready
-        self._asked: queue.SimpleQueue[tuple[bytes, Row] | None] = queue.SimpleQueue()
+        self._asked: queue.PriorityQueue[tuple[int, bytes, Row | None]] = queue.PriorityQueue()
+        """(size, path, row); the row is None when that was all"""
         self._done: queue.SimpleQueue[_Result] = queue.SimpleQueue()
         self._waiting: set[bytes] = set()
         self._read: dict[bytes, _Result] = {}
@@ -67,7 +71,7 @@ class Contents:
     def close(self) -> None:
         """End the thread."""
         self._stop.set()
-        self._asked.put(None)
+        self._asked.put((-1, b"", None))
         if self._thread is not None:
             self._thread.join()
 
@@ -104,7 +108,7 @@ class Contents:
         try:
             digest = _read_small(disk, path, row)
         except (OSError, Trouble) as error:
-            if isinstance(error, Trouble) or error.errno not in _GONE:
+            if isinstance(error, Trouble) or error.errno not in PASSING:
                 return UNREADABLE
             digest = None
         except Gone:
@@ -129,7 +133,7 @@ class Contents:
             self._again.append((path, 1.0))
             return
         self._waiting.add(path)
-        self._asked.put((path, row))
+        self._asked.put((row.size, path, row))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="contents", daemon=True)
             self._thread.start()
@@ -137,27 +141,46 @@ class Contents:
     # -- in the thread
 
     def _run(self) -> None:
-        while (asked := self._asked.get()) is not None and not self._stop.is_set():
-            path, row = asked
-            self._done.put(self._read_large(path, row))
-            if self._asked.empty() or row.size > SMALL_BYTES:
-                self._ready()
+        while (row := (asked := self._asked.get())[2]) is not None and not self._stop.is_set():
+            self._read_one(asked[1], row)
+
+    def _read_one(self, path: bytes, row: Row) -> None:
+        self._done.put(self._read_large(path, row))
+        if self._asked.empty() or row.size > SMALL_BYTES:
+            self._ready()
+
+    def _read_smaller(self, size: int) -> None:
+        """Read what waits and has at most `size` bytes: so no two that are read at once are of about the same size."""
+        while not self._stop.is_set():
+            try:
+                asked = self._asked.get_nowait()
+            except queue.Empty:
+                return
+            if asked[2] is None or asked[0] > size:
+                self._asked.put(asked)
+                return
+            self._read_one(asked[1], asked[2])
 
     def _read_large(self, path: bytes, row: Row) -> _Result:
         def is_of(st: os.stat_result) -> bool:
             return _is_of(row, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
 
+        def took(_size: int) -> bool:
+            self._read_smaller(row.size // 2)
+            return not self._stop.is_set()
+
         try:
-            read = digest_below(self._root, path, is_of, lambda _size: not self._stop.is_set())
+            read = digest_below(self._root, path, is_of, took)
         except NearpathError:
             return _Result(path, row, None)  # a directory above it went
         except OSError as error:
-            return _Result(path, row, None if error.errno in _GONE else UNREADABLE, row.ctime_ns)
+            return _Result(path, row, None if error.errno in PASSING else UNREADABLE, row.ctime_ns)
         return _Result(path, row, None) if read is None else _Result(path, row, read[0], read[1].st_ctime_ns)
 
 
 def _is_of(row: Row, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> bool:
-    return (size, mtime_ns, inode) == (row.size, row.mtime_ns, row.inode) and row.ctime_ns in (ctime_ns, UNSURE)
+    is_same = (size, held_ns(mtime_ns), inode) == (row.size, row.mtime_ns, row.inode)
+    return is_same and row.ctime_ns in (ctime_ns, UNSURE)
 
 
 def _read_small(disk: Disk, path: bytes, row: Row) -> bytes | None:

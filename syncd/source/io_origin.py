@@ -160,8 +160,12 @@ class Origin:
             except StoreBusy as error:
                 self._tell_opened(error)
                 return
-            except NearpathError as error:
-                self.status = SourceStatus(State.ROOT_LOST, str(error))
+            except Exception as error:
+                # Whatever it was: a thread that ended would leave a tree that looks well and tells of nothing.
+                if not isinstance(error, NearpathError):
+                    _log.exception("watch_failed", tree=self.name, doing="it is opened again")
+                state = State.STORE_FAILED if isinstance(error, StoreError) else State.ROOT_LOST
+                self.status = SourceStatus(state, str(error))
                 self._tell_opened(None)
                 self._stop.wait(REOPEN_S)
                 continue
@@ -245,8 +249,9 @@ class Origin:
                 self._signed = self.status.sequence
                 try:
                     await self.offer.run(self._sign)
-                except NearpathError as error:
-                    _log.error("root_not_signed", tree=self.name, why=str(error))
+                except Exception as error:
+                    # SQLite's too: were this to end, copies would go on and age without a word here.
+                    _log.error("root_not_signed", tree=self.name, why=str(error) or repr(error))
                     await asyncio.sleep(REOPEN_S)
                     self._changed.set()
 

@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from core.exclude import NOTHING, Exclude
-from syncd.model import MAX_PATH_BYTES
+from syncd.model import MAX_PATH_BYTES, join
 from syncd.source.io_left_out import ELSEWHERE, SPECIAL, TOO_LONG, LeftOut
 from syncd.source.io_marks import NO_MARK, mark_of
-from syncd.source.row import RACY_NS, UNSURE, Row
+from syncd.source.row import RACY_NS, UNSURE, Row, held_ns
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -185,10 +185,10 @@ class Disk:
         return _sure_ns(os.fstat(fd).st_ctime_ns)
 
     def _list_one(self, listing: Listing, fd: int, name: bytes, found: os.DirEntry[str]) -> None:
-        if self._exclude and self._exclude.leaves_out(_below(listing.path, name), found.is_dir(follow_symlinks=False)):
+        if self._exclude and self._exclude.leaves_out(join(listing.path, name), found.is_dir(follow_symlinks=False)):
             return
         if len(listing.path) + bool(listing.path) + len(name) > MAX_PATH_BYTES:
-            self._skip(_below(listing.path, name), TOO_LONG)
+            self._skip(join(listing.path, name), TOO_LONG)
             return
         try:
             st = found.stat(follow_symlinks=False)
@@ -199,11 +199,11 @@ class Disk:
             listing.troubled.add(name)
             return
         if row is None:
-            self._skip(_below(listing.path, name), SPECIAL)
+            self._skip(join(listing.path, name), SPECIAL)
             return
         if row.device and not self._cross_mounts and row.is_directory:
             listing.mounts.add(name)
-            self._skip(_below(listing.path, name), ELSEWHERE)
+            self._skip(join(listing.path, name), ELSEWHERE)
         elif self._left_out is not None:
             self._see(self._left_out, st, fd, name, listing.path)
         listing.rows[name] = row
@@ -227,12 +227,13 @@ class Disk:
             raise Trouble(path, os.strerror(error.errno or 0)) from error
 
     def _row(self, st: os.stat_result, fd: int | None, name: bytes) -> Row | None:
-        mode = st.st_mode
+        mode, mtime_ns = st.st_mode, held_ns(st.st_mtime_ns)
         device = 0 if st.st_dev == self._root_device else st.st_dev
         if stat.S_ISREG(mode):
-            return Row(mode, st.st_size, st.st_mtime_ns, _sure_ns(st.st_ctime_ns) or UNSURE, device, st.st_ino, b"")
+            ctime_ns = _sure_ns(st.st_ctime_ns) or UNSURE
+            return Row(mode, st.st_size, mtime_ns, ctime_ns, device, st.st_ino, b"")
         if stat.S_ISDIR(mode):
-            return Row(mode, 0, st.st_mtime_ns, self._mark(st, fd, name), device, st.st_ino, b"")
+            return Row(mode, 0, mtime_ns, self._mark(st, fd, name), device, st.st_ino, b"")
         if stat.S_ISLNK(mode) and fd is not None:
             try:
                 target = os.readlink(name, dir_fd=fd)
@@ -241,7 +242,7 @@ class Disk:
                     # It is something else by now.
                     return self._row(os.stat(name, dir_fd=fd, follow_symlinks=False), None, name)
                 raise
-            return Row(mode, 0, st.st_mtime_ns, self._mark(st, fd, name), device, st.st_ino, target)
+            return Row(mode, 0, mtime_ns, self._mark(st, fd, name), device, st.st_ino, target)
         return None
 
     def _skip(self, path: bytes, why: str) -> None:
@@ -251,9 +252,9 @@ class Disk:
     def _see(self, left_out: LeftOut, st: os.stat_result, fd: int, name: bytes, above: bytes) -> None:
         """Whether the file `name` can be read by those who serve it."""
         if not left_out.may_be_read(st, fd, name):
-            left_out.lock_out(_below(above, name), st)
+            left_out.lock_out(join(above, name), st)
         elif left_out:
-            left_out.forget(_below(above, name))
+            left_out.forget(join(above, name))
 
     def _mark(self, st: os.stat_result, fd: int | None, name: bytes) -> int:
         if self._left_out is None or fd is None:
@@ -297,10 +298,6 @@ class Disk:
             self.fresh.append(path)
         self._chain.append((name, fd, wd))
         return fd, wd
-
-
-def _below(above: bytes, name: bytes) -> bytes:
-    return above + b"/" + name if above else name
 
 
 def _sure_ns(ctime_ns: int) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from core.errors import NearpathError
 from core.io_log import get_logger
 from syncd.source.io_digest import digest_below, lowest_priority
-from syncd.source.row import Row
+from syncd.source.row import Row, held_ns
 from syncd.store.io_index import Index
 from syncd.store.io_store import SEALED, fact, open_store, set_fact, transaction
 
@@ -221,7 +221,7 @@ class Scrubber:
         return read[0] if read is not None else None
 
     def _is_of(self, st: os.stat_result, row: Row) -> bool:
-        same = (st.st_size, st.st_mtime_ns, st.st_ino) == (row.size, row.mtime_ns, row.inode)
+        same = (st.st_size, held_ns(st.st_mtime_ns), st.st_ino) == (row.size, row.mtime_ns, row.inode)
         return same and (self._by_inode or st.st_ctime_ns == row.ctime_ns)
 
     def _pace(self, weight: int, rate: float) -> None:

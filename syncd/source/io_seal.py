@@ -19,8 +19,9 @@ from pathlib import Path
 from core.errors import NearpathError
 from core.io_log import get_logger
 from syncd.model import Op
+from syncd.source.io_contents import PASSING
 from syncd.source.io_digest import digest_below, lowest_priority
-from syncd.source.row import UNSURE, Row
+from syncd.source.row import UNSURE, Row, held_ns
 from syncd.store.io_index import UNREADABLE, Index
 from syncd.store.io_journal import Draft, Journal
 from syncd.store.io_store import SEALED, fact, open_store, set_fact, transaction
@@ -160,7 +161,7 @@ class Sealer:
         """(digest, ctime of the file for a row that was not sure of it); None when it is not the row's content any more."""
 
         def is_of(st: os.stat_result) -> bool:
-            same = (st.st_size, st.st_mtime_ns, st.st_ino) == (row.size, row.mtime_ns, row.inode)
+            same = (st.st_size, held_ns(st.st_mtime_ns), st.st_ino) == (row.size, row.mtime_ns, row.inode)
             return same and row.ctime_ns in (st.st_ctime_ns, UNSURE)
 
         def took(size: int) -> bool:
@@ -170,11 +171,11 @@ class Sealer:
 
         try:
             read = digest_below(root, path, is_of, took, from_disk=True)
-        except FileNotFoundError:
-            return None
         except NearpathError:
             return None  # a directory above it went
         except OSError as error:
+            if error.errno in PASSING:
+                return None
             self.status = replace(self.status, unreadable=self.status.unreadable + 1)
             _log.warning("not_sealed", tree=self._name, path=os.fsdecode(path), why=error.strerror)
             return UNREADABLE, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from typing import NamedTuple
 
-from syncd.model import Entry, Kind
+from syncd.model import UNTOLD, Entry, Kind
 
 RACY_NS = 20_000_000
 """A file changed less than this before it was looked at can change again without a new ctime: the clock of local file
@@ -40,6 +40,17 @@ class Row(NamedTuple):
 Written = dict[bytes, Row | None]
 """Files that lie in the stage of a copy, by path: as this process wrote them, and as they stay until they are published,
 since nothing else comes there; None: something is known to lie there, and no more."""
+
+
+_MAX_NS = 2**63 - 1
+
+
+def held_ns(mtime_ns: int) -> int:
+    """A file's mtime as rows, entries and the wire have it.
+
+    Disks hold times after 2262 and before 1677, which are no 64-bit number of nanoseconds; and the one that means UNTOLD.
+    """
+    return 0 if mtime_ns == UNTOLD else min(max(mtime_ns, -_MAX_NS), _MAX_NS)
 
 
 def as_sure(row: Row, now_ns: int) -> Row:

@@ -85,10 +85,6 @@ class Index:
         self._numbers.clear()
         self._next = int(fact(self._db, "next_directory") or ROOT)
 
-    def is_empty(self) -> bool:
-        """Whether nothing was ever indexed."""
-        return self.number(b"") is None
-
     def size(self) -> Size:
         """Counted, so not for every second: 1,000,000 rows take about 50 ms. `bytes` are of files as they say."""
         entries, directories, size = self._db.execute(

@@ -154,7 +154,8 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         if isinstance(error, sqlite3.OperationalError):
-            fix = "free some space on its disk; it goes on by itself"
+            is_busy = "locked" in str(error)
+            fix = "it is being written to" if is_busy else "free some space on its disk; it goes on by itself"
             raise StoreError(f"the index cannot be written ({error})", fix) from error
         raise
 

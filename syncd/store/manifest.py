@@ -151,12 +151,6 @@ class Manifest:
         """The hash of the tree as the index has it; everything that was touched is computed again."""
         return self._settle(b"", self._root)
 
-    def tree_hash(self, path: bytes) -> bytes | None:
-        """The hash of directory `path`; None when there is no such directory."""
-        self.root_hash()
-        node = self._find(path)
-        return node.digest if node else None
-
     def listing_bytes(self, path: bytes) -> bytes | None:
         """What to answer when a node asks for directory `path`; None when there is no such directory."""
         self.root_hash()
@@ -205,27 +199,6 @@ class Manifest:
         else:
             self._root = _Directory()
         self.touch(path)
-
-    def known(self) -> Iterator[tuple[bytes, bytes]]:
-        """(path, hash) of every directory, parents first: what to store for a quick start."""
-        self.root_hash()
-        stack = [(b"", self._root)]
-        while stack:
-            path, node = stack.pop()
-            yield path, node.digest or EMPTY
-            stack.extend((path + b"/" + name if path else name, kid) for name, kid in (node.kids or {}).items())
-
-    def restore(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take over stored hashes (any order). The caller touches what changed since they were stored."""
-        self._root = _Directory()
-        for path, digest in rows:
-            if len(digest) != HASH_BYTES:
-                raise ManifestError(f"the stored hash of {path!r} has {len(digest)} bytes", "rebuild the manifest")
-            node = self._root
-            for name in path.split(b"/") if path else ():
-                node.kids = node.kids if node.kids is not None else {}
-                node = node.kids.setdefault(name, _Directory())
-            node.digest = digest
 
     def _find(self, path: bytes) -> _Directory | None:
         node: _Directory | None = self._root

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 AGAIN_S = 5.0
 MAX_AGAIN_S = 600.0
+PUSHED = "push:"
+"""With this in front, the name of a mirror is that of a child in the journal; no node can have such a name."""
 
 _log = get_logger("push")
 
@@ -56,7 +58,7 @@ class Pusher:
         self.error = ""
         self.held: Objection | None = None
         self.pushed = 0
-        self._child = f"push:{name}"
+        self._child = f"{PUSHED}{name}"
         self._tree_name = tree_name
         self._tree = tree
         self._ranks = Ranks(tree.indexes)
@@ -104,6 +106,11 @@ class Pusher:
                 self.error, self.held = str(error), None
                 await asyncio.sleep(again_s)
                 again_s = min(again_s * 2, MAX_AGAIN_S)
+            except Exception as error:
+                # A fault of ours must not end the pushing to this mirror.
+                _log.exception("push_crashed", tree=self._tree_name, to=self.target.to)
+                self.error, self.held = f"an internal fault: {error!r}", None
+                await asyncio.sleep(MAX_AGAIN_S)
 
     async def _rest_held(self) -> None:
         """Until somebody approves; or there is news, which may be the same files again: but not at each of them.

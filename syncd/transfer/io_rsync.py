@@ -7,17 +7,21 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from itertools import count
+from typing import TypeVar
 
+from syncd.model import MAX_PATH_BYTES
 from syncd.publish.plan import Fetch
 from syncd.transfer.loss import Loss
 from syncd.transfer.plain import LOOK_FORMAT
 from syncd.transfer.rsync import (
     MAX_ERRORS_KEPT,
     NO_DATA,
+    REFUSES,
     Arrived,
     Fault,
     Options,
@@ -25,6 +29,7 @@ from syncd.transfer.rsync import (
     Result,
     RsyncError,
     Transport,
+    Verdict,
     attribute_arguments,
     dry_arguments,
     files_from,
@@ -40,10 +45,20 @@ from syncd.transfer.streams import share
 
 MAX_LINE_BYTES = 64 * 1024
 """A path of 4,096 bytes takes at most 16,384 when each is escaped; two of them fit."""
+MAX_LOSS_BYTES = 256 << 20
+"""Of what a dry run of a push says, which a hostile mirror could go on with for ever: see `io_plain.MAX_SAID_BYTES`."""
 STOP_S = 5.0
 PATIENCE_S = 900.0
+MAX_WHY = 1000
+"""Of what rsync says of a fault, which a hostile other end may say at length."""
 SLOWEST_BYTES_S = 4096
 """rsync's own time limit is for silence: who sends a byte a minute is given up after PATIENCE_S more than at this speed."""
+
+MAX_RUNS = 64
+"""Of one batch that is split, so that what rsync refuses of it keeps nothing else waiting."""
+_BADNESS = (Verdict.DONE, Verdict.PARTIAL, Verdict.AGAIN, Verdict.LOCAL, Verdict.FATAL)
+
+T = TypeVar("T")
 
 Watcher = Callable[[Arrived | Progress], None]
 
@@ -61,13 +76,34 @@ async def pull(
     files stay for the next try. All of `fetches` have the same `exact`.
     """
     options = replace(options, exact=any(fetch.exact for fetch in fetches))
-    paths, size = [fetch.entry.path for fetch in fetches], sum(fetch.entry.size for fetch in fetches)
     slowest_bytes_s = min(SLOWEST_BYTES_S, options.limit_bytes_s // 4 or SLOWEST_BYTES_S)
-    try:
-        async with asyncio.timeout(PATIENCE_S + size / slowest_bytes_s):
-            return await _run(pull_arguments(transport, options, stage), paths, watch, purse=options.purse)
-    except TimeoutError:
-        return judge(paths, (), (), NO_DATA)
+
+    async def some(asked: Sequence[Fetch]) -> Result:
+        paths, size = [fetch.entry.path for fetch in asked], sum(fetch.entry.size for fetch in asked)
+        try:
+            async with asyncio.timeout(PATIENCE_S + size / slowest_bytes_s):
+                return await _run(pull_arguments(transport, options, stage), paths, watch, purse=options.purse)
+        except TimeoutError:
+            return judge(paths, (), (), NO_DATA)
+
+    return await _in_parts(some, fetches, count(1))
+
+
+async def _in_parts(run: Callable[[Sequence[T]], Awaitable[Result]], asked: Sequence[T], runs: Iterator[int]) -> Result:
+    """`run` of all that is asked for; where rsync refuses some of it, and with that all, of one half after the other."""
+    result = await run(asked)
+    if next(runs) >= MAX_RUNS or len(asked) < 2 or REFUSES not in result.failed.values():
+        return result
+    half = len(asked) // 2
+    first, second = [await _in_parts(run, part, runs) for part in (asked[:half], asked[half:])]
+    worse = first if _BADNESS.index(first.verdict) >= _BADNESS.index(second.verdict) else second
+    return Result(
+        worse.verdict,
+        worse.text,
+        first.arrived | second.arrived,
+        first.vanished | second.vanished,
+        first.failed | second.failed,
+    )
 
 
 async def pull_all(
@@ -96,21 +132,26 @@ async def pull_all(
 
 async def pull_attributes(transport: Transport, options: Options, room: str, paths: Sequence[bytes]) -> Result:
     """Bring directories and symlinks, with nothing in them, to the directory `room`, for their attributes."""
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            return await _run(attribute_arguments(transport, options, room), _named(paths), ignore)
-    except TimeoutError:
-        return judge(paths, (), (), NO_DATA)
+
+    async def some(asked: Sequence[bytes]) -> Result:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await _run(attribute_arguments(transport, options, room), _named(asked), ignore)
+        except TimeoutError:
+            return judge(asked, (), (), NO_DATA)
+
+    return await _in_parts(some, paths, count(1))
 
 
 async def find_unlike(
     transport: Transport, options: Options, root: str, paths: Sequence[bytes]
 ) -> tuple[Result, list[tuple[bytes, str]]]:
     """Which of `paths` have other attributes at the parent than below `root`, and which; nothing is changed."""
+    asked = frozenset(paths)
     found: list[tuple[bytes, str]] = []
 
     def take(line: bytes) -> None:
-        if (told := parse_unlike(line)) is not None:
+        if (told := parse_unlike(line)) is not None and told[0] in asked:
             found.append(told)
 
     return await _run(unlike_arguments(transport, options, root), _named(paths), ignore, take), found
@@ -146,10 +187,24 @@ async def push_whole(
 async def find_loss(
     transport: Transport, options: Options, root: str, paths: Sequence[bytes] | None, delete: bool
 ) -> tuple[Result, Loss]:
-    """What `push` of these paths, or `push_whole` without, would take away from the mirror; nothing is changed."""
-    loss = Loss()
+    """What `push` of these paths, or `push_whole` without, would take away from the mirror; nothing is changed.
+
+    RsyncError when the mirror says more of it than is held.
+    """
+    loss, said_bytes = Loss(), 0
+
+    def take(line: bytes) -> None:
+        nonlocal said_bytes
+        said_bytes += len(line)
+        if said_bytes > MAX_LOSS_BYTES:
+            what = f"a dry run says over {MAX_LOSS_BYTES:,} bytes of what would be deleted at the mirror"
+            raise RsyncError(
+                what, "is it the right place there? if it is: delete there by hand what is not of this tree"
+            )
+        loss.take(line)
+
     arguments = (whole_arguments if paths is None else push_arguments)(transport, options, root, delete)
-    return await _run(dry_arguments(arguments, LOOK_FORMAT), paths or (), ignore, loss.take), loss
+    return await _run(dry_arguments(arguments, LOOK_FORMAT), paths or (), ignore, take), loss
 
 
 async def _run(
@@ -159,6 +214,7 @@ async def _run(
     see: Callable[[bytes], None] | None = None,
     purse: str = "",
 ) -> Result:
+    asked = frozenset(paths)
     arrived: set[bytes] = set()
     faults: list[Fault] = []
 
@@ -168,10 +224,12 @@ async def _run(
         said = parse_line(line)
         if isinstance(said, Fault):
             if len(faults) < MAX_ERRORS_KEPT:
-                faults.append(said)
-        elif said is not None:
-            if isinstance(said, Arrived):
-                arrived.add(said.path)
+                faults.append(replace(said, path=said.path[:MAX_PATH_BYTES], why=said.why[:MAX_WHY]))
+        elif isinstance(said, Progress):
+            watch(said)
+        elif said is not None and said.path in asked:
+            # Of others only a hostile sender tells, whose messages come by the same way, and without end.
+            arrived.add(said.path)
             watch(said)
 
     process = await _start([arguments[0], *_told_here(arguments[0]), *arguments[1:]], purse)

@@ -126,7 +126,7 @@ class Server:
         """Of the port while it is open: how many connections there are, and were refused."""
 
     def app(self) -> web.Application:
-        """The application with the five paths."""
+        """The application with the paths that `wire` lists."""
         app = web.Application(client_max_size=wire.MAX_ASK_BYTES, middlewares=[_strangers_ask_once])
         base = "/v1/trees/{tree}/"
         app.add_routes(

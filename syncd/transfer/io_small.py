@@ -14,7 +14,7 @@ from syncd.publish.io_below import Below, is_directory, remove_all
 from syncd.publish.io_publish import explained
 from syncd.publish.steps import PublishError
 from syncd.source.io_digest import digest_of
-from syncd.source.row import Row, Written
+from syncd.source.row import Row, Written, held_ns
 from syncd.transfer import wire
 from syncd.transfer.rsync import UNREADABLE
 from syncd.transfer.small import WRONG_CONTENT
@@ -101,7 +101,7 @@ def _read_open(fd: int, before: os.stat_result) -> tuple[Answer, os.stat_result]
     is_same = (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino)
     if not is_same or len(content) != before.st_size or _stamps(after) != _stamps(before):
         return Lack.CHANGED, before
-    return Content(stat.S_IMODE(before.st_mode), before.st_mtime_ns, content), before
+    return Content(stat.S_IMODE(before.st_mode), held_ns(before.st_mtime_ns), content), before
 
 
 def _stamps(found: os.stat_result) -> tuple[int, int, int]:

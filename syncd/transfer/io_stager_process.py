@@ -68,7 +68,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # they go to the whole group; the daemon says when it is over
     # The end of the socket would end it too, but only after what it is writing: behind the back of a daemon that starts.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    gc.set_threshold(50_000, 20, 50)  # as in the daemon, and for the same reason
+    gc.set_threshold(50_000, 20, 50)  # for the reason that `io_daemon` has; an answer makes fewer objects than a batch
     serve(socket.socket(fileno=os.dup(0)))
 
 

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from syncd.model import UNTOLD, Change, Entry, Kind, Op, check_path
+from syncd.source.row import held_ns
 from syncd.transfer.rsync import Fault, Rsyncd, Ssh, parse_line, place_argument, shell_arguments, unescape
 
 LOOK_FORMAT = "np:%i %l %B %M <%n>%L"
 
-_HEAD = rb"np:(\S+) +(\d+) ([-rwxsStT]{9}) (\S+) "
+_HEAD = rb"np:(\S+) +(\d{1,18}) ([-rwxsStT]{9}) (\S+) "
 LINE = re.compile(_HEAD + rb"<(.*)>", re.DOTALL)
 _LINK_LINE = re.compile(_HEAD + rb"<(.*?)>( -> .*)?", re.DOTALL)
 """Only a symlink has an arrow behind its name; in any other name `> -> ` is part of it."""
@@ -80,7 +81,7 @@ def _time_ns(text: bytes) -> int:
         at = datetime.strptime(text.decode("ascii"), "%Y/%m/%d-%H:%M:%S").replace(tzinfo=UTC)
     except ValueError:
         return UNTOLD
-    return int(at.timestamp()) * 1_000_000_000
+    return held_ns(int(at.timestamp()) * 1_000_000_000)
 
 
 def _mode(bits: bytes) -> int:

@@ -21,6 +21,8 @@ OUT_FORMAT = f"{MARK}%i %b %l %n"
 """With %b (bytes sent) in it, rsync prints the line when the file is whole, not when it begins."""
 UNLIKE_FORMAT = "np:%i %n"
 UNREADABLE = "it cannot be read at the parent"
+REFUSES = "this rsync wrongly refuses it, or a directory above it"
+"""Known of 3.2.4 to 3.5.0, of paths of over 2,000 bytes in each other: with exit code 4, and nothing is transferred."""
 MAX_ERRORS_KEPT = 10_000
 
 
@@ -351,8 +353,8 @@ class Fault:
 
 
 _ESCAPE = re.compile(rb"\\#([0-3][0-7]{2})")
-_ARRIVED = re.compile(MARK.encode() + rb"([<>ch.*][fdLDS]\S*) +(\d+) (\d+) (.*)", re.DOTALL)
-_PROGRESS = re.compile(rb"\s*(\d+)\s+(\d+)%\s")
+_ARRIVED = re.compile(MARK.encode() + rb"([<>ch.*][fdLDS]\S*) +(\d{1,18}) (\d{1,18}) (.*)", re.DOTALL)
+_PROGRESS = re.compile(rb"\s*(\d{1,18})\s+(\d{1,3})%\s")
 _PATH_FAULT = re.compile(
     rb'rsync: (?:\[\w+\] )?([^"]*?)\(?"(.*)"\)?( \(in [^"]*\))?(?: failed)?: ([^"]*)', re.DOTALL
 )  # to the last quote: names may hold quotes, messages do not
@@ -378,9 +380,7 @@ def parse_line(line: bytes) -> Arrived | Progress | Fault | None:
         what = "directory" if found[1] == b"directory" else "special file or symlink"
         return Fault(_clean(unescape(found[2])), f"it is a {what} at the parent now")
     if found := _REFUSED.fullmatch(line):
-        return Fault(
-            _clean(unescape(found[1])), "this rsync wrongly refuses it (known of 3.2.4 to 3.2.7): upgrade rsync"
-        )
+        return Fault(_clean(unescape(found[1])), REFUSES)
     if found := _PATH_FAULT.fullmatch(line):
         why = found[4].decode("utf-8", "replace")
         gone = found[1].strip() == b"link_stat" and why.endswith("(2)")
@@ -434,6 +434,8 @@ def judge(asked: Iterable[bytes], arrived: Iterable[bytes], faults: Sequence[Fau
     why = f"{text}: {reason}" if reason else text
     if any("No space left on device" in f.why or "Disk quota exceeded" in f.why for f in faults):
         verdict, why = Verdict.LOCAL, "the disk is full"
+    if verdict is Verdict.FATAL and any(fault.why == REFUSES for fault in faults):
+        verdict, why = Verdict.PARTIAL, REFUSES
     by_path = {fault.path: fault for fault in faults if fault.path in asked}
     vanished = frozenset(path for path, fault in by_path.items() if fault.vanished)
     failed = {path: fault.why for path, fault in by_path.items() if not fault.vanished}

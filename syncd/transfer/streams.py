@@ -84,8 +84,8 @@ class Trouble:
 class Retries:
     """Paths that failed, each with a back-off of its own: one unreadable file does not slow down the others."""
 
-    def __init__(self, troubles: Iterable[Trouble] = ()) -> None:
-        self._troubles = {trouble.path: trouble for trouble in troubles}
+    def __init__(self) -> None:
+        self._troubles: dict[bytes, Trouble] = {}
 
     def failed(self, path: bytes, why: str, now: float, rng: Rng) -> Trouble:
         """Note a failure; due again after 2, 4, 8 ... 1800 s, a quarter more or less so that nodes do not march in step."""
@@ -113,7 +113,7 @@ class Retries:
         return max((trouble.tries for trouble in self._troubles.values()), default=0)
 
     def troubles(self) -> tuple[Trouble, ...]:
-        """All of them, those in trouble for longest first: for `syncd status`, and to be stored."""
+        """All of them, those in trouble for longest first: for `syncd status`."""
         return tuple(sorted(self._troubles.values(), key=lambda trouble: (trouble.since, trouble.path)))
 
 
@@ -146,11 +146,11 @@ class Window:
         return not self.days or day in self.days
 
 
-def limit_at(schedule: Sequence[Window], wall_s: float, zone: tzinfo, default_bytes_s: int = 0) -> int:
+def limit_at(schedule: Sequence[Window], wall_s: float, zone: tzinfo) -> int:
     """The limit in bytes/s at a wall time in time zone `zone`: of the first window that is open; 0 is no limit."""
     at = datetime.fromtimestamp(wall_s, zone)
     minute = at.hour * 60 + at.minute
-    return next((w.limit_bytes_s for w in schedule if w.holds(at.weekday(), minute)), default_bytes_s)
+    return next((w.limit_bytes_s for w in schedule if w.holds(at.weekday(), minute)), 0)
 
 
 def share(limit_bytes_s: int, streams: int) -> int:

@@ -99,7 +99,7 @@ def check_tree(tree: str) -> str:
 
 
 def tree_path(tree: str, what: str) -> str:
-    """The path of a URL, percent-encoded: `what` is root, journal, listings, files or rsync."""
+    """The path of a URL, percent-encoded: `what` is what the module lists behind TREE/."""
     return f"/v1/trees/{quote(check_tree(tree), safe='')}/{what}"
 
 
@@ -389,10 +389,10 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
-def _int(fields: Mapping[str, Any], name: str, high: int = MAX_SEQUENCE, low: int = 0) -> int:
+def _int(fields: Mapping[str, Any], name: str, high: int = MAX_SEQUENCE) -> int:
     value = fields.get(name)
-    if type(value) is not int or not low <= value <= high:
-        raise MessageError(f"{name} is {str(value)[:80]!r}", f"a number from {low} to {high} belongs there")
+    if type(value) is not int or not 0 <= value <= high:
+        raise MessageError(f"{name} is {str(value)[:80]!r}", f"a number from 0 to {high} belongs there")
     return value
 
 

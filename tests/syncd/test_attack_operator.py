@@ -269,10 +269,12 @@ async def test_a_reload_that_fails_has_revoked_all_the_same_and_two_at_once_do_n
                 await b.root("nowhere")
             (tmp_path / "bad.key").write_text("half")
             less = open_to | {"children": {"a": {"token_sha256": token_sha256(TOKEN)}}}
-            trees = {"t": {"path": str(tmp_path / "tree")}, "u": {"path": str(tmp_path / "u"), "key_file": "bad.key"}}
+            trees = {"u": {"path": str(tmp_path / "u"), "key_file": "bad.key"}}
+            trees["t"] = {"path": str(tmp_path / "tree"), "sweep": "2h"}  # behind it, and to be begun anew
             write(tmp_path, **less, trees=trees)
             with pytest.raises(NearpathError, match=r"bad\.key"):
                 await daemon.reload()
+            assert list(daemon.origins) == ["t"]
             with pytest.raises(ParentRefuses):
                 await b.root("t")
             trees["u"].pop("key_file")

@@ -323,6 +323,26 @@ async def test_nothing_is_taken_of_a_parent_whose_root_another_key_signed(nodes:
         assert follower.freshness().lag_s > 86400
 
 
+async def test_a_copy_of_which_nothing_was_ever_proved_is_not_fresh(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parent that keeps the root to itself could fill a new copy with anything, and have DNS send people there."""
+
+    async def none(_tree: str) -> None:
+        return None
+
+    nodes.write("f")
+    await nodes.settled()
+    with monkeypatch.context() as patch:
+        patch.setattr(nodes.source, "root", none)
+        async with nodes.following() as follower:
+            await until(lambda: len(nodes.lineage.faults) > 2 and names(nodes.copied) == ["f"])
+            assert follower.freshness().lag_s > 86400
+            patch.undo()
+            await nodes.until_current(follower)
+            await until(lambda: follower.freshness().lag_s < 60)
+
+
 async def test_what_comes_after_another_key_signed_is_not_taken_and_the_copy_ages(nodes: Nodes) -> None:
     nodes.write("d/a")
     async with nodes.following() as follower:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from core.config_sync import Tree
+from core.config_sync import Parent, Tree
+from syncd.copy import io_child
 from syncd.copy.child_status import Activity
 from syncd.copy.io_child import Follower
-from syncd.copy.io_copy import Copy, Recovery
+from syncd.copy.io_copy import Copy
+from syncd.model import Change, Op
 from syncd.publish.io_publish import DiskFull
 from syncd.store.io_store import close_store, open_store
+from syncd.transfer.io_plain import PlainParent
+from syncd.transfer.plain import Look
+from tests.syncd.serving import until
 
 
 class Alone:
@@ -26,13 +33,27 @@ class Alone:
         pass
 
 
+class Only(Alone):
+    """There is one parent."""
+
+    def __init__(self, parent: PlainParent) -> None:
+        self.parent = parent
+
+    def choose(self, _tree: str) -> Any:
+        return "p", self.parent
+
+    def failed(self, _name: str, _tree: str, why: str) -> None:
+        raise AssertionError(why)
+
+
 async def test_a_recovery_that_fails_does_not_lock_the_tree_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen in an hour of churn: a start on a full disk, and from then on "in use: another syncd has this tree"."""
-    recover, failed = Copy.recover, []
+    recover = Copy.recover
+    failed: list[Copy] = []
 
-    def fail_once(copy: Copy) -> Recovery:
+    def fail_once(copy: Copy) -> int:
         if not failed:
             failed.append(copy)
             raise DiskFull("no space is left", "make some")
@@ -57,7 +78,7 @@ async def test_a_stop_in_the_middle_of_the_opening_lets_go(tmp_path: Path, monke
     entered, recover = asyncio.Event(), Copy.recover
     loop = asyncio.get_running_loop()
 
-    def slowly(copy: Copy) -> Recovery:
+    def slowly(copy: Copy) -> int:
         loop.call_soon_threadsafe(entered.set)
         asyncio.run(asyncio.sleep(0.2))  # in the copy's thread
         return recover(copy)
@@ -71,6 +92,38 @@ async def test_a_stop_in_the_middle_of_the_opening_lets_go(tmp_path: Path, monke
     opening.cancel()
     await follower.stop()
     close_store(open_store(store))  # not StoreBusy
+
+
+class Emptied(PlainParent):
+    """A plain server that shows nothing any more."""
+
+    looks = 0
+
+    async def differences(self, root: str, exclude: Sequence[str] = ()) -> Look:
+        self.looks += 1
+        return Look([Change(0, Op.DELETE, b"f")])
+
+
+async def test_a_plain_server_is_not_listed_again_and_again_while_something_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(io_child, "HELD_AGAIN_S", 0.0)
+    parent = Emptied(Parent.model_validate({"transport": "rsyncd", "place": "rsync://127.0.0.1/x", "every": "1h"}))
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "f").write_bytes(b"x")
+    tree = Tree(path=str(tmp_path / "tree"), parents=["p"])
+    one: Any = Only(parent)
+    follower = Follower("t", tree, tmp_path / "t.db", tmp_path / "key", one, lambda: None)
+    await follower.start()
+    try:
+        await until(lambda: follower.status.activity is Activity.HELD)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert parent.looks == 1
+        follower.look()
+        await until(lambda: parent.looks == 2)
+    finally:
+        await follower.stop()
 
 
 def test_a_connection_that_is_forgotten_lets_go_of_its_lock(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_versions_are_kept_for_a_grace_time_and_can_come_back(tmp_path: Path) ->
     (root / "f").write_text("0")
     inode = root.stat().st_ino
     versions = Versions(layout.root, os.fsencode(tmp_path / "tree.versions"), layout.work)
-    with pytest.raises(PublishError, match="syncd adopt"):
+    with pytest.raises(PublishError, match="taken over by itself"):
         current(versions)
     adopt(versions)
     adopt(versions)
