@@ -28,6 +28,7 @@ class Connection(asyncio.Protocol):
         self._length = -1
         self._planned_s = 0.0
         self._busy = False
+        self._forwarded = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -39,6 +40,7 @@ class Connection(asyncio.Protocol):
         self._planned_s, self._busy = planned_s, True
         self._data.clear()
         self._head = -1
+        self._forwarded = False
         self._transport.write(self._load.next_request())
 
     def data_received(self, data: bytes) -> None:
@@ -53,6 +55,10 @@ class Connection(asyncio.Protocol):
             at = head.find(b"content-length:")
             self._length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else -1
             self._load.first_s.append(time.perf_counter() - self._planned_s)
+        if not self._forwarded and self._length < 0 and (at := self._data.find(b'"sent_ns":')) >= 0:
+            self._forwarded = True
+            sent_ns = int(self._data[at + 10 : at + 40].split(b",", 1)[0])
+            self._load.forwarded_s.append((time.monotonic_ns() - sent_ns) / 1e9)
         done = (
             len(self._data) >= self._head + 4 + self._length
             if self._length >= 0
@@ -79,6 +85,8 @@ class Load:
         self._stopping = False
         self.latencies_s: list[float] = []
         self.first_s: list[float] = []
+        self.forwarded_s: list[float] = []
+        """from when the upstream sent the first event of a stream until it was here"""
         self.errors = 0
         self.chunks = 0
 
@@ -137,6 +145,7 @@ class Load:
             "elapsed_s": elapsed_s,
             **{f"p{p:g}_ms": _percentile(self.latencies_s, p) * 1e3 for p in (50, 95, 99)},
             **{f"first_p{p:g}_ms": _percentile(self.first_s, p) * 1e3 for p in (50, 99)},
+            **{f"forwarded_p{p:g}_ms": _percentile(self.forwarded_s, p) * 1e3 for p in (50, 99)},
         }
 
     async def _paced(self, started: float) -> None:

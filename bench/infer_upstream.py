@@ -1,12 +1,14 @@
 """The upstream of the gateway's benchmark: as little work as a Python server can do, so as not to be measured.
 
-Prints its port, then answers every POST at once: a chat completion, or a stream of `chunks` events, `pace_s` apart.
+Prints its port, then answers every POST at once: a chat completion, or a stream of `chunks` events, `pace_s` apart. The
+first of them says when it was sent (`sent_ns`, of the monotonic clock, which all processes share).
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import time
 
 import uvloop
 
@@ -71,10 +73,11 @@ class Upstream(asyncio.Protocol):
     async def _stream(self) -> None:
         assert self._transport is not None
         self._transport.write(HEAD)
-        for _ in range(self._chunks):
+        for number in range(self._chunks):
             if self._transport.is_closing():
                 return
-            self._transport.write(chunk(EVENT))
+            sent = b'{"sent_ns":%d,' % time.monotonic_ns() if not number else b"{"
+            self._transport.write(chunk(EVENT.replace(b"{", sent, 1)))
             await asyncio.sleep(self._pace_s)
         self._transport.write(chunk(DONE) + b"0\r\n\r\n")
 
