@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +27,7 @@ from syncd.copy.io_intake import Board, Held, Incomplete, Intake, NoRoom, Undige
 from syncd.copy.io_parents import Lineage
 from syncd.copy.io_reconcile import compare_with, link_changes
 from syncd.copy.io_signature import Signature
+from syncd.copy.knowledge import Knowledge
 from syncd.copy.parts import weight
 from syncd.copy.unsigned import UnsignedTree
 from syncd.model import PathError
@@ -64,14 +64,6 @@ class Pinned(NearpathError):
     """The copy shows an older version because an operator said so."""
 
 
-@dataclass(slots=True)
-class _Knowledge:
-    """How the copy stands to the origin: current at `current_s` (monotonic) with what it had, of at least `version`."""
-
-    current_s: float | None = None
-    version: int = 0
-
-
 class Follower:
     """See the module. `start` raises StoreBusy when another daemon has the tree; anything else shows in `status`."""
 
@@ -88,8 +80,7 @@ class Follower:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"copy-{name}")
         self._copy: Copy | None = None
         self._task: asyncio.Task[None] | None = None
-        self._known = _Knowledge()
-        self._proved = _Knowledge()
+        self._knowledge = Knowledge()
         self._accept = False
         self._nudge = asyncio.Event()
         self._look = asyncio.Event()
@@ -210,9 +201,7 @@ class Follower:
 
     def freshness(self) -> Freshness:
         """How far behind the origin the copy is at most."""
-        current_s = self._known.current_s
-        lag_s = time.monotonic() - current_s if current_s is not None else float(10 * 365 * 86400)
-        return Freshness(max(0.0, lag_s), self._known.version)
+        return Freshness(self._knowledge.lag_s(time.monotonic()), self._knowledge.said.version)
 
     @property
     def is_sealed(self) -> bool:
@@ -318,8 +307,7 @@ class Follower:
                 wait_s = FULL_AGAIN_S
             except ManifestError as error:
                 # What this parent shows is not what the origin signed, or older than what is here: others may do better.
-                # What came of it since the last proof says nothing of how fresh the copy is.
-                self._known = replace(self._proved)
+                self._knowledge.disprove()
                 self._compare_due |= isinstance(error, UnsignedTree)
                 self.board.note(Activity.FAILED, str(error))
                 self._lineage.failed(name, self.name, str(error))
@@ -348,7 +336,7 @@ class Follower:
         if self._trust:
             self._trust = False
             self._lineage.wake(self.name)
-            self._known, self._proved = _Knowledge(self._known.current_s, 0), _Knowledge()
+            self._knowledge.forget_versions()
             await self._signature.forget()
         if self._wish is not None:
             (number, done), self._wish = self._wish, None
@@ -362,7 +350,7 @@ class Follower:
             else:
                 self.pinned = number
                 self._compare_due = True
-                self._known = _Knowledge(None, 0)
+                self._knowledge.forget()
                 self.board.update(root_hash="", version=0)
                 if not done.done():
                     done.set_result(None)
@@ -437,7 +425,7 @@ class Follower:
             is_current = not look.unread and not self.status.waiting
             if is_current:
                 self.current_asked_s = started_s
-                self._known = _Knowledge(started_s, int(wall_s))
+                self._knowledge.tell(started_s, int(wall_s))
             await self._count(copy)
             self.board.note(Activity.CURRENT if is_current else Activity.RETRYING, look.why)
             self.board.update(whole=None)
@@ -502,7 +490,7 @@ class Follower:
             # With changes, what came while they were published is in the next answer: current as of the question.
             self.current_asked_s = asked_s
             received_s = asked_s if answer.changes else time.monotonic()
-            self._known = _Knowledge(received_s - answer.lag_s, max(answer.version, self._known.version))
+            self._knowledge.tell(received_s - answer.lag_s, answer.version)
         self.board.note(Activity.RETRYING if self.status.waiting else Activity.CURRENT, "")
         self.board.update(has_content=True)
         if answer.changes:
@@ -511,10 +499,10 @@ class Follower:
         quiet, self._is_root_due = not self._is_root_due, False
         received_s = time.monotonic()
         await self._check_root(parent, quiet, answer.lag_s)
-        if self._known.current_s is None and not self.status.waiting and not self._signature.is_missing:
+        if self._knowledge.said.current_s is None and not self.status.waiting and not self._signature.is_missing:
             # Proved for the first time just now: the parent may be gone before it can be asked once more.
-            self._known = _Knowledge(received_s - answer.lag_s, self._known.version)
-            self._proved = replace(self._known)
+            self._knowledge.tell(received_s - answer.lag_s)
+            self._knowledge.prove()
 
     async def _poll(self, parent: Parent, cursor: Cursor) -> Page | None:
         """What the parent's journal has after `cursor`; None when the wait for it was cut short, see `look`."""
@@ -537,7 +525,7 @@ class Follower:
             await asyncio.gather(poll, look, return_exceptions=True)
 
     def _wait_s(self, now: float) -> float:
-        if self._is_root_due or (self._known.current_s is None and not self.status.waiting):
+        if self._is_root_due or (self._knowledge.said.current_s is None and not self.status.waiting):
             return min(self.tree.poll, ROOT_AFTER_S)
         due = self.intake.retries.next_due()
         return self.tree.poll if due is None else min(self.tree.poll, max(0.0, due - now))
@@ -549,8 +537,7 @@ class Follower:
         root, has_drifted = await self._signature.check(parent, quiet, lag_s, self.intake.retries.most_tries())
         if root is not None:
             is_news = await self._signature.keep(root)
-            self._known.version = max(self._known.version, root.version)
-            self._proved = replace(self._known)
+            self._knowledge.prove(root.version)
             if is_news:
                 self.board.on_change()
         if has_drifted:
