@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,14 @@ def scrubbed(node: Node, tree: str) -> dict[str, Any]:
     return found
 
 
+def is_all_known(node: Node, tree: str) -> bool:
+    """Read all of a tree anew; whether the content of each file was read since it came."""
+    scrubbed(node, tree)
+    with closing(sqlite3.connect(node.home / "state" / "trees" / f"{tree}.db")) as db:
+        sql = "SELECT count(*) FROM entries WHERE mode & 61440 = 32768 AND digest IS NULL"
+        return db.execute(sql).fetchone() == (0,)
+
+
 def rot(file: Path) -> bytes:
     """Other bytes in a file, with size and mtime as they were; what it held."""
     st, content = file.stat(), file.read_bytes()
@@ -338,14 +347,15 @@ def test_content_that_changed_without_a_trace_is_fetched_anew(fleet: Fleet, tree
     top, copy = fleet.at(fleet.origin, tree), fleet.at(fleet.copy, tree)
     (top / "d" / "large").write_bytes(random.Random(3).randbytes(200_000))
     fleet.until_current(tree)
-    time.sleep(0.1)  # what was published just now is not read yet: what rots before it is read was never known better
-    first = scrubbed(fleet.copy, tree)
+    # What is recorded anew while it is read is not known by that: what rots then was never known better.
+    fleet.copy.until(lambda: is_all_known(fleet.copy, tree), "every content is known")
+    first = tree_of(fleet.copy, tree)["scrub"]
     assert first["wrong"] == []
     assert first["files"] >= 20
     before = fleet.status(tree)
     for name in ("f7", "large"):
         rot(copy / "d" / name)
-    assert scrubbed(fleet.copy, tree)["found"] >= 2
+    fleet.copy.until(lambda: scrubbed(fleet.copy, tree)["found"] - first["found"] >= 2, "both are found")
     fleet.until_same(tree)
     after = fleet.status(tree)
     assert {entry["path"] for entry in after["scrub"]["wrong"]} == {"d/f7", "d/large"}
