@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from core.errors import NearpathError
+from syncd.copy.io_bring import Files
 from syncd.copy.io_copy import Copy
 from syncd.model import Change, Entry
 from syncd.source.row import Written
@@ -35,15 +36,9 @@ class Pages(Protocol):
     ) -> Batch | Behind:
         """What came after `after`."""
 
-    async def files(
-        self,
-        tree: str,
-        entries: Sequence[Entry],
-        stage: bytes,
-        hard_links: bool = True,
-        written: Written | None = None,
-    ) -> dict[bytes, str]:
-        """Bring small files into `stage`, and add what was written to `written`; those that did not come."""
+    @property
+    def files(self) -> Files:
+        """How small files are asked for."""
 
 
 @dataclass(frozen=True, slots=True)

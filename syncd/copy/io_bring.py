@@ -37,23 +37,23 @@ PROBE_BYTES = 64 << 20
 _log = get_logger("intake")
 
 
+class Files(Protocol):
+    """Bring small files into the directory `stage`, and add what was written to `written`; what did not come, and why."""
+
+    async def __call__(
+        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool, written: Written
+    ) -> dict[bytes, str]: ...
+
+
 class Supplier(Protocol):
     """Where the contents of files come from."""
 
     where: str
     """its address, for people"""
-    has_files: bool
-    """whether small files may be asked for with `files`"""
 
-    async def files(
-        self,
-        tree: str,
-        entries: Sequence[Entry],
-        stage: bytes,
-        hard_links: bool = True,
-        written: Written | None = None,
-    ) -> dict[bytes, str]:
-        """Bring small files into the directory `stage`; those that did not come, with the reason."""
+    @property
+    def files(self) -> Files | None:
+        """How small files are asked for; None where all come by rsync."""
 
     def connector(self, tree: str) -> Transport:
         """How rsync reaches the tree."""
@@ -70,13 +70,8 @@ class Bringer:
 
     def options(self, copy: Copy) -> Options:
         """What rsync is to keep, to compare with, and to be limited to."""
-        keep = self.tree.keep
-        return Options(
-            hard_links="hard-links" in keep,
-            sparse="sparse" in keep,
-            xattrs="xattrs" in keep,
-            acls="acls" in keep,
-            owners="owners" in keep,
+        return replace(
+            Options.keeping(self.tree.keep),
             compress=self.tree.compress,
             basis=os.fsdecode(copy.root),
             partial=copy.partial,
@@ -88,13 +83,14 @@ class Bringer:
     ) -> dict[bytes, str]:
         """Bring these files into the stage; those that did not come, with the reason. Small ones are added to `staged`."""
         options = self.options(copy)
-        small, large = divide(fetches, options) if parent.has_files else ((), tuple(fetches))
+        files = parent.files
+        small, large = divide(fetches, options) if files is not None else ((), tuple(fetches))
         failed: dict[bytes, str] = {}
-        while small:
+        while small and files is not None:
             asked, small = self._first(small)
             entries = [fetch.entry for fetch in asked]
             try:
-                failed |= await parent.files(self.name, entries, copy.layout.stage, options.hard_links, staged)
+                failed |= await files(self.name, entries, copy.layout.stage, options.hard_links, staged)
                 self._took(fetching, len(entries), sum(entry.size for entry in entries))
             except ParentRefuses:
                 raise

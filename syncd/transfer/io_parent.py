@@ -54,7 +54,6 @@ class Parent:
     """
 
     def __init__(self, url: str, node: str, token_file: str, ca: str = "", stager: Stager | None = None) -> None:
-        self.has_files = True
         self.url = self.where = url.rstrip("/")
         self.node = wire.check_node(node)
         self._token_file = token_file

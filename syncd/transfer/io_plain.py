@@ -8,8 +8,6 @@ import re
 from collections.abc import Sequence
 
 from core import config_sync
-from syncd.model import Entry
-from syncd.source.row import Written
 from syncd.transfer.io_parent import ParentError
 from syncd.transfer.io_rsync import end, environment
 from syncd.transfer.plain import Look, is_of_root, look_arguments, parse_look, parse_unread, transport_of, unread_text
@@ -28,7 +26,8 @@ _PARTLY = 23
 class PlainParent:
     """A server of an existing fleet: `transport: ssh` or `transport: rsyncd`."""
 
-    has_files = False
+    files = None
+    """there is nobody to ask: everything comes by rsync"""
 
     def __init__(self, config: config_sync.Parent) -> None:
         self.every_s = config.every
@@ -40,17 +39,6 @@ class PlainParent:
     def connector(self, _tree: str) -> Ssh | Rsyncd:
         """How rsync reaches it."""
         return self._transport
-
-    async def files(
-        self,
-        tree: str,
-        entries: Sequence[Entry],
-        stage: bytes,
-        hard_links: bool = True,
-        written: Written | None = None,
-    ) -> dict[bytes, str]:
-        """There is nobody to ask: everything comes by rsync."""
-        raise NotImplementedError
 
     async def close(self) -> None:
         """There is nothing to close."""

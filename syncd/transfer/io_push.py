@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from core.config_sync import Push, Tree
@@ -285,16 +286,8 @@ class Pusher:
         return await run(self._options(0))
 
     def _options(self, limit_bytes_s: int) -> Options:
-        keep = self._tree.keep
-        return Options(
-            hard_links="hard-links" in keep,
-            sparse="sparse" in keep,
-            xattrs="xattrs" in keep,
-            acls="acls" in keep,
-            owners="owners" in keep,
-            exclude=self._tree.exclude,
-            limit_bytes_s=limit_bytes_s,
-        )
+        options = Options.keeping(self._tree.keep)
+        return replace(options, exclude=self._tree.exclude, limit_bytes_s=limit_bytes_s)
 
     def _judge(self, result: Result) -> None:
         """A file that vanished here meanwhile is told by the next page; anything else that failed is tried again."""

@@ -8,7 +8,7 @@ rest. Options are those of rsync(1), exit codes those of its EXIT VALUES; what i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -89,6 +89,17 @@ class Options:
     """where rsync lists a tree by itself: what it leaves out, and does not delete at the other end"""
     timeout_s: int = 60
     binary: str = "rsync"
+
+    @classmethod
+    def keeping(cls, keep: Collection[str]) -> Options:
+        """What a tree's `keep` names is kept, the rest as by default."""
+        return cls(
+            hard_links="hard-links" in keep,
+            sparse="sparse" in keep,
+            xattrs="xattrs" in keep,
+            acls="acls" in keep,
+            owners="owners" in keep,
+        )
 
 
 def pull_arguments(transport: Transport, options: Options, stage: str) -> list[str]:

@@ -52,7 +52,7 @@ class Pages:
         return self.page(after.sequence)
 
     async def files(
-        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True, written: Written | None = None
+        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool, written: Written
     ) -> dict[bytes, str]:
         self.linked.append(hard_links)
         for entry in entries:

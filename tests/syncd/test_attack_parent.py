@@ -39,6 +39,7 @@ from syncd.transfer.io_parent import Parent, ParentError
 from syncd.transfer.io_rsync import own_ids
 from syncd.transfer.io_serve import Server, Serving
 from tests.syncd.serving import TOKEN, until
+from tests.syncd.tree_model import tree_of
 
 # --- what it says -------------------------------------------------------------------------------------------------------
 
@@ -46,17 +47,6 @@ DIRECTORIES = [Entry(path, Kind.DIRECTORY, 0o755) for path in (b"", b"a", b"a/b"
 LINK = Entry(b"a/b/l", Kind.SYMLINK, 0o777, target=b"../../f")
 FILE = Entry(b"f", Kind.FILE, 0o644, 5, 1)
 AFTER = wire.Cursor(b"j" * 16, 1)
-
-
-class Have:
-    def __init__(self, *entries: Entry) -> None:
-        self.entries = {entry.path: entry for entry in entries}
-
-    def get(self, path: bytes) -> Entry | None:
-        return self.entries.get(path)
-
-    def below(self, path: bytes) -> list[Entry]:
-        return [entry for found, entry in self.entries.items() if found.startswith(path + b"/")]
 
 
 def file_at(path: bytes) -> Entry:
@@ -68,14 +58,14 @@ def test_another_name_of_a_symlink_is_none_for_it_would_lead_elsewhere(is_new: b
     known = [] if is_new else [LINK]
     first = [Change(1, Op.UPSERT, LINK.path, LINK)] if is_new else []
     changes = [*first, Change(2, Op.UPSERT, b"m", file_at(b"m"), LINK.path)]
-    plan = make_plan(changes, Have(*DIRECTORIES, *known), Ranks([]))
+    plan = make_plan(changes, tree_of(*DIRECTORIES, *known), Ranks([]))
     assert [fetch.entry.path for fetch in plan.payload] == [b"m"]
     assert not [step for step in plan.steps if step.do is Do.LINK]
 
 
 @pytest.mark.parametrize("source", [b"a", b"nowhere", b"m", b"f/below"])
 def test_another_name_of_no_file_is_fetched(source: bytes) -> None:
-    plan = make_plan([Change(1, Op.UPSERT, b"m", file_at(b"m"), source)], Have(*DIRECTORIES, FILE), Ranks([]))
+    plan = make_plan([Change(1, Op.UPSERT, b"m", file_at(b"m"), source)], tree_of(*DIRECTORIES, FILE), Ranks([]))
     assert [fetch.entry.path for fetch in plan.payload] == [b"m"]
 
 
@@ -407,7 +397,7 @@ def delete(nodes: Nodes, numbers: Sequence[int]) -> None:
 
 def test_what_is_lost_by_another_name_than_delete_is_counted() -> None:
     files = [Entry(b"a/%d" % i, Kind.FILE, 0o644, 5, 1) for i in range(3)]
-    have = Have(*DIRECTORIES, *files)
+    have = tree_of(*DIRECTORIES, *files)
     emptied = [Change(1, Op.UPSERT, file.path, Entry(file.path, Kind.FILE, 0o644, 0, 2)) for file in files]
     plan = make_plan(emptied, have, Ranks([]))
     assert (plan.deleted_entries, sorted(plan.emptied)) == (3, [b"a/0", b"a/1", b"a/2"])

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from syncd.publish.io_leftovers import renew_stage
 from syncd.publish.io_publish import Layout, prepare
 from syncd.publish.plan import Fetch
 from syncd.source.io_digest import digest_of
-from syncd.source.row import Written
 from syncd.transfer import io_pace
 from syncd.transfer.rsync import Ssh
 from tests.syncd.small_disk import mounted
@@ -149,20 +148,10 @@ class Server:
     """A plain parent: rsync over something like ssh."""
 
     where = "server"
-    has_files = False
+    files = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
-
-    async def files(
-        self,
-        tree: str,
-        entries: Sequence[Entry],
-        stage: bytes,
-        hard_links: bool = True,
-        written: Written | None = None,
-    ) -> dict[bytes, str]:
-        raise NotImplementedError
 
     def connector(self, tree: str) -> Ssh:
         return Ssh("host", str(self.root), HERE)

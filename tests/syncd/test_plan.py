@@ -10,7 +10,7 @@ from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError
 from syncd.publish.plan import Plan, make_plan
 from syncd.publish.steps import Do, Ranks, Step
 from syncd.store.coalesce import coalesce
-from tests.syncd.tree_model import Tree, do_steps
+from tests.syncd.tree_model import Tree, do_steps, tree_of
 
 NO_INDEXES = Ranks([])
 
@@ -37,13 +37,6 @@ def delete(path: bytes) -> Change:
 
 def rename(source: bytes, entry: Entry) -> Change:
     return Change(1, Op.RENAME, entry.path, entry, source)
-
-
-def tree_of(*entries: Entry) -> Tree:
-    tree = Tree()
-    for number, entry in enumerate(entries, 1):
-        tree.set(entry, number if entry.kind is Kind.FILE else None)
-    return tree
 
 
 def shape(plan: Plan) -> list[tuple[str, bytes]]:

@@ -48,6 +48,7 @@ from syncd.transfer.io_serve import Server, Serving
 from syncd.transfer.small import NO_DIGEST, WRONG_CONTENT
 from tests.syncd.churn import Churn
 from tests.syncd.serving import TOKEN, until
+from tests.syncd.tree_model import tree_of
 from tests.syncd.watched import Start, settle, write
 
 D, E = b"D" * 32, b"E" * 32
@@ -102,22 +103,11 @@ def test_a_store_of_before_is_taken_over(tmp_path: Path) -> None:
     close_store(db)
 
 
-class Have:
-    def __init__(self, *entries: Entry) -> None:
-        self.entries = {entry.path: entry for entry in entries}
-
-    def get(self, path: bytes) -> Entry | None:
-        return self.entries.get(path)
-
-    def below(self, path: bytes) -> list[Entry]:
-        return [entry for found, entry in self.entries.items() if found.startswith(path + b"/")]
-
-
 @pytest.mark.parametrize(("said", "is_link"), [(D, True), (E, False), (None, True)])
 def test_another_name_is_of_a_file_only_when_the_digest_says_so(said: bytes | None, is_link: bool) -> None:
     """Else a parent could have any content recorded as the one that the origin signed."""
     link = Change(1, Op.UPSERT, b"m", FILE._replace(path=b"m", digest=said), b"f")
-    plan = make_plan([link], Have(Entry(b"", Kind.DIRECTORY, 0o755), FILE), Ranks([]))
+    plan = make_plan([link], tree_of(FILE), Ranks([]))
     assert any(step.do is Do.LINK for step in plan.steps) is is_link
     assert [fetch.entry.path for fetch in plan.payload] == ([] if is_link else [b"m"])
 

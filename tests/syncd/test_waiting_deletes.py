@@ -30,15 +30,13 @@ class Supplier:
     """A parent whose files come, but for `lacking`."""
 
     where = "here"
-    has_files = True
 
     def __init__(self) -> None:
         self.lacking: set[bytes] = set()
 
     async def files(
-        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool = True, written: Written | None = None
+        self, tree: str, entries: Sequence[Entry], stage: bytes, hard_links: bool, written: Written
     ) -> dict[bytes, str]:
-        assert written is not None
         for entry in entries:
             if entry.path not in self.lacking:
                 write(Path(os.fsdecode(stage), os.fsdecode(entry.path)), entry)

@@ -188,6 +188,14 @@ class Tree:
         self.listing_changed(source, path)
 
 
+def tree_of(*entries: Entry) -> Tree:
+    """A tree with these, each file with a content of its own."""
+    tree = Tree()
+    for number, entry in enumerate(entries, 1):
+        tree.set(entry, number if entry.kind is Kind.FILE else None)
+    return tree
+
+
 def do_steps(tree: Tree, steps: Iterable[Step], parent: Tree) -> None:
     """Do publish steps to `tree`, files coming from `parent`; AssertionError where a disk would refuse."""
     slots: dict[int, Tree] = {}
