@@ -90,7 +90,8 @@ def read_model(
         with open(file, "rb") as stream:
             data = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise ConfigError([Problem(name, 0, "", f"cannot be read: {error.strerror}")]) from None
+        other = "; another file is named with -c" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError([Problem(name, 0, "", f"cannot be read: {error.strerror}{other}")]) from None
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError([Problem(name, 0, "", f"is over {MAX_CONFIG_BYTES >> 20} MiB: not a configuration file")])
     raw, lines, problems = _load_marked(data, name)

@@ -133,5 +133,6 @@ async def ask_control(
         raise NearpathError(f"no {peer.name} answers at {place}", peer.fix) from None
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise NearpathError(
-            f"the {peer.name} at {place} gave no answer: {str(error) or 'not in time'}", "see its log"
+            f"the {peer.name} at {place} gave no answer: {str(error) or f'none within {timeout_s:g} s'}",
+            "see its log; a process that is stopped, or hangs, goes on or is to be started again",
         ) from None

@@ -11,11 +11,15 @@ from aiohttp import web
 from core.config import check_domain
 from core.errors import BusUnavailable, NearpathError
 from core.io_control import Refusal, control_app, told
+from core.io_log import get_logger
 from nearpath.picture import make_picture
 from policy.explain import explain
 
 if TYPE_CHECKING:
     from nearpath.appliance import Appliance
+
+
+_log = get_logger("control")
 
 
 def make_control_app(appliance: Appliance) -> web.Application:
@@ -45,8 +49,8 @@ def make_control_app(appliance: Appliance) -> web.Application:
         try:
             await appliance.reload()
         except NearpathError as error:
-            fix = f"{error.fix}; " if error.fix else ""
-            raise Refusal(409, error.what, f"{fix}the running appliance keeps its old configuration") from None
+            _log.error("reload_failed", why=str(error), doing="the old configuration runs on")
+            raise Refusal(409, f"the old configuration runs on: {error.what}", error.fix) from None
         return told({"reloaded": str(appliance.config_file)})
 
     return control_app(

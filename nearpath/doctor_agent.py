@@ -14,6 +14,7 @@ import aiohttp
 from core.config import AgentConfig
 from core.errors import ConfigError, MessageError
 from core.io_config import read_agent_config
+from core.io_state import find_holder
 from core.messages import TargetList, decode
 from nearpath.api import AGENT_HEADER
 from nearpath.doctor_files import Account, check_secret, check_state_dir, daemon_account, refuse
@@ -44,6 +45,7 @@ def _examine(config: AgentConfig) -> Iterator[Finding]:
     account: Account = daemon_account(state_dir, state_dir / "no-socket")
     yield from check_secret(Path(config.token_file), "token file", account)
     yield from check_state_dir(state_dir, account)
+    yield from _check_running(state_dir)
     yield from check_ping()
     yield from check_clock(None)
     yield from _check_source(config)
@@ -52,6 +54,21 @@ def _examine(config: AgentConfig) -> Iterator[Finding]:
     except (OSError, UnicodeDecodeError):
         return
     yield from asyncio.run(_check_appliance(config, token))
+
+
+def _check_running(state_dir: Path) -> Iterator[Finding]:
+    area = Area("agent")
+    try:
+        pid = find_holder(state_dir)
+    except OSError:
+        pid = 0
+    if pid:
+        yield area.good(f"an agent runs here, process {pid}")
+    else:
+        yield area.note(
+            f"no agent runs on state_dir {state_dir}: nothing is measured from here",
+            "`systemctl start probe-agent`; why it ended: `journalctl -u probe-agent`",
+        )
 
 
 def _check_source(config: AgentConfig) -> Iterator[Finding]:

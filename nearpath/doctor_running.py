@@ -21,6 +21,7 @@ _SILENT_INTERVALS = 3
 _SILENT_AT_LEAST_S = 15.0
 _CLOCK_MOVED_S = 1.0
 _AGENT_SKEW_S = 5.0
+_DOWN = {"down", "damped"}
 _FALLEN = {"static": "nothing is known of any mirror", "table": "nothing is measured, mirrors go by place"}
 
 Picture = Mapping[str, Any]
@@ -163,21 +164,29 @@ def _unwatched_regions(config: Config) -> list[str]:
 def check_mirrors(picture: Picture) -> Iterator[Finding]:
     """Mirrors that are down everywhere or drained; services that fail open or are not answered from live data."""
     states: dict[str, set[str]] = defaultdict(set)
+    down: dict[str, set[str]] = defaultdict(set)
     services: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
     for catchment in picture["catchments"]:
         services[catchment["service"], catchment["family"]].append(catchment)
         for mirror in catchment["mirrors"]:
             states[mirror["mirror"]].add(mirror["state"])
+            if mirror["state"] in _DOWN:
+                down[mirror["mirror"]].add(catchment["catchment"])
     for mirror in picture["mirrors"]:
         seen = states[mirror["mirror"]] - {"unknown"}
         if mirror["drained"]:
             yield _MIRRORS.note(
                 f"{mirror['mirror']} is drained", f"`nearpath undrain {mirror['mirror']}` when it may be answered"
             )
-        elif seen and seen <= {"down", "damped"}:
+        elif seen and seen <= _DOWN:
             yield _MIRRORS.bad(
                 f"{mirror['mirror']} ({', '.join(mirror['addresses'])}) is {' or '.join(sorted(seen))} from everywhere",
                 "see its service on the mirror; `nearpath explain NAME --client IP` shows what the agents see",
+            )
+        elif down[mirror["mirror"]]:
+            yield _MIRRORS.note(
+                f"{mirror['mirror']} is down as seen from {some(sorted(down[mirror['mirror']]))}, which others answer for",
+                "`nearpath explain NAME --client IP` shows what the agents there see",
             )
     for (service, family), catchments in services.items():
         yield from _service(f"{service} {'A' if family == 4 else 'AAAA'}", catchments)

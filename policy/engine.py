@@ -354,27 +354,26 @@ def make_row(unit: Unit, decision: Decision) -> Row:
 
 
 _FAIL_OPEN_NOTES = {
-    "admin": "all mirrors are drained",
-    "up": "all mirrors are down from here",
-    "content": "all mirrors say that they are empty",
-    "fresh": "no mirror has fresh content",
+    "admin": "all are drained",
+    "up": "all are down from here",
+    "content": "all say that they are empty",
+    "fresh": "none is fresh",
+}
+_QUALITY_NOTES = {
+    Quality.STALE: "by old or more distant measurements",
+    Quality.PREDICTED: "chosen by a model, not measured",
+    Quality.TABLE: "chosen by region distance, not measured",
+    Quality.STATIC: "chosen by configured order, not measured",
 }
 
 
 def _note(decision: Decision) -> str:
-    notes = []
+    """What a client is told beside the answer; in 64 bytes (`dnsd.template`), so the worse of two things alone."""
     if decision.fail_open:
-        notes.append(f"{_FAIL_OPEN_NOTES[decision.fail_open]}, answering as if they were not")
-    if decision.quality is not Quality.LIVE:
-        notes.append(
-            {
-                Quality.STALE: "chosen by old or more distant measurements",
-                Quality.PREDICTED: "chosen by a model, not measured",
-                Quality.TABLE: "chosen by region distance, not measured",
-                Quality.STATIC: "chosen by configured order, not measured",
-            }[decision.quality]
-        )
-    return f"nearpath {decision.quality.label}: {'; '.join(notes)}" if notes else ""
+        note = f"{_FAIL_OPEN_NOTES[decision.fail_open]}, answered anyway"
+    else:
+        note = _QUALITY_NOTES.get(decision.quality, "")
+    return f"nearpath {decision.quality.label}: {note}" if note else ""
 
 
 def _full(rows: list[Row | None] | None) -> tuple[Row, ...]:

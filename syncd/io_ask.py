@@ -13,6 +13,13 @@ SYNCD = Peer(
     "syncd", "is it running (`systemctl status syncd`)? another configuration is named with -c FILE or SYNCD_CONFIG"
 )
 _TIMEOUT_S = 90.0
+_LOOK_TIMEOUT_S = 15.0
+"""For what is only looked at: nobody waits long for a daemon that hangs."""
+
+
+def look(config: Path, path: str = "/v1/status") -> dict[str, Any]:
+    """`ask`, for what changes nothing and is answered at once."""
+    return ask(config, "GET", path, timeout_s=_LOOK_TIMEOUT_S)
 
 
 def ask(config: Path, method: str, path: str, body: Any = None, timeout_s: float | None = _TIMEOUT_S) -> dict[str, Any]:

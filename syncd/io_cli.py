@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from core.errors import NearpathError
-from syncd.io_ask import ask
+from syncd.io_ask import ask, look
 from syncd.io_cli_show import now_wall_s, plan_view, printable, status_view
 
 app = typer.Typer(
@@ -52,7 +52,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second.")] = False,
 ) -> None:
     """Show every tree: state and why, parents, progress, lag, children, what is held and what could not be done."""
-    answer = ask(config, "GET", "/v1/status")
+    answer = look(config)
     if as_json:
         _print_json(answer)
         return
@@ -63,7 +63,7 @@ def status(
         with Live(status_view(answer, now_wall_s()), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(_WATCH_EVERY_S)
-                live.update(status_view(ask(config, "GET", "/v1/status"), now_wall_s()), refresh=True)
+                live.update(status_view(look(config), now_wall_s()), refresh=True)
     except KeyboardInterrupt:
         return
 
@@ -95,7 +95,7 @@ def _wait_current(config: Path, tree: str, asked_s: float, with_bars: bool, time
     with Progress(*columns, console=console, disable=not with_bars, transient=True) as bars:
         bar = bars.add_task(tree, total=None)
         while True:
-            now = _tree_of(ask(config, "GET", "/v1/status"), tree)
+            now = _tree_of(look(config), tree)
             if now["state"] == "current" and now["current_asked_s"] >= asked_s:
                 return
             if (told := now["fetching"]) is not None:
@@ -145,9 +145,9 @@ def verify(
     what changed unseen is told to the children.
     """
     answer = ask(config, "POST", "/v1/verify", {"tree": tree, "repair": repair}, timeout_s=None)
-    wrong = _read_contents(config, tree) if contents else []
+    wrong, first = _read_contents(config, tree, repair) if contents else ([], 0)
     if as_json:
-        _print_json(answer | ({"wrong_contents": wrong} if contents else {}))
+        _print_json(answer | ({"wrong_contents": wrong, "first_read": first} if contents else {}))
     elif answer["role"] == "origin":
         console.print(f"{tree}: this node is its origin; every name is being looked at, see `syncd status`")
     else:
@@ -155,8 +155,11 @@ def verify(
     if contents and not as_json:
         for found in wrong:
             console.print(f"{printable(found['path'])}: {printable(found['what'])}", soft_wrap=True)
-        console.print(f"{tree}: every content read, {len(wrong)} wrong")
-    if answer["role"] == "copy" and ((answer["different"] and repair) or wrong):
+        text = f"{tree}: every content read, {len(wrong)} wrong"
+        if first:
+            text += f"; {first:,} for the first time, with nothing to compare them with: they are known from now on"
+        console.print(text, soft_wrap=True)
+    if answer["role"] == "copy" and repair and (answer["different"] or wrong):
         _wait_current(config, tree, ask(config, "POST", "/v1/pull", {"tree": tree})["asked_s"], False, None)
         if not as_json:
             console.print("repaired: the copy is current again")
@@ -164,16 +167,16 @@ def verify(
         raise typer.Exit(1)
 
 
-def _read_contents(config: Path, tree: str) -> list[dict[str, str]]:
-    """Have every content read now; what was wrong. The first reading of a file only records what it is."""
-    before = _tree_of(ask(config, "GET", "/v1/status"), tree)["scrub"]
-    passes = ask(config, "POST", "/v1/scrub", {"tree": tree})["passes"]
-    while (now := _tree_of(ask(config, "GET", "/v1/status"), tree)["scrub"])["passes"] <= passes:
+def _read_contents(config: Path, tree: str, repair: bool) -> tuple[list[dict[str, str]], int]:
+    """Have every content read now: (what was wrong, how many were read for the first time, which only records them)."""
+    before = _tree_of(look(config), tree)["scrub"]
+    passes = ask(config, "POST", "/v1/scrub", {"tree": tree, "repair": repair})["passes"]
+    while (now := _tree_of(look(config), tree)["scrub"])["passes"] <= passes:
         if now["why"]:
             raise NearpathError(f"the contents of tree {tree} cannot be read", printable(now["why"]))
         time.sleep(_LOOK_EVERY_S)
     found: list[dict[str, str]] = now["wrong"][: now["found"] - before["found"]]
-    return found
+    return found, now["first"] - before["first"]
 
 
 def _show_findings(tree: str, answer: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from core.errors import NearpathError
 from core.io_control import control_app, read_object, told
+from core.io_log import get_logger
 from syncd.copy.io_child import Follower
 from syncd.io_examine import plan_now, verify_now
 from syncd.source.io_origin import Origin
@@ -23,6 +24,8 @@ MAX_SHOWN = 1000
 """Paths in one answer; the rest is counted."""
 WISH_TIMEOUT_S = 60.0
 """A version is shown once what is being published is through."""
+
+_log = get_logger("control")
 
 
 def make_control_app(daemon: Daemon) -> web.Application:
@@ -124,8 +127,9 @@ class _Control:
         )
 
     async def scrub(self, request: web.Request) -> web.Response:
-        part = self._part(await read_object(request))
-        part.scrubber.hurry()
+        body = await read_object(request)
+        part = self._part(body)
+        part.scrubber.hurry(repair=body.get("repair") is not False)
         return told({"tree": part.name, "passes": part.scrubber.status.passes})
 
     async def plan(self, request: web.Request) -> web.Response:
@@ -161,7 +165,11 @@ class _Control:
         return told({"shown": number})
 
     async def reload(self, _request: web.Request) -> web.Response:
-        await self._daemon.reload()
+        try:
+            await self._daemon.reload()
+        except NearpathError as error:
+            _log.error("reload_failed", why=str(error), doing="the old configuration runs on")
+            raise
         return told({"reloaded": str(self._daemon.file)})
 
     def _part(self, body: dict[str, Any]) -> Follower | Origin:

@@ -154,6 +154,7 @@ def _scrub(part: Origin | Follower) -> dict[str, Any]:
     status = part.scrubber.status
     return {
         "passes": status.passes,
+        "first": status.first,
         "files": status.files,
         "bytes": status.bytes_,
         "found": status.found,

@@ -45,6 +45,8 @@ class ScrubStatus:
 
     passes: int = 0
     files: int = 0
+    first: int = 0
+    """those of `files` whose content nothing was known of: there was nothing to compare it with"""
     bytes_: int = 0
     found: int = 0
     wrong: tuple[tuple[bytes, str], ...] = ()
@@ -94,6 +96,7 @@ class Scrubber:
         self._every_s = every_s
         self._found = found
         self._by_inode = by_inode
+        self._only_looks = False
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._wake = threading.Event()
@@ -110,8 +113,9 @@ class Scrubber:
         if self._thread.is_alive():
             self._thread.join()
 
-    def hurry(self) -> None:
-        """Read all that is there from the beginning, without pauses."""
+    def hurry(self, repair: bool = True) -> None:
+        """Read all that is there from the beginning, without pauses; without `repair`, what is wrong is only shown."""
+        self._only_looks = not repair
         self._hurry.set()
         self._wake.set()
 
@@ -163,6 +167,7 @@ class Scrubber:
                     done, kept_s = [], time.monotonic()
             else:
                 self._keep(db, index, done, b"")
+                self._only_looks = self._only_looks and self._hurry.is_set()  # of another pass, which is asked for
                 self.status = replace(self.status, passes=self.status.passes + 1)
                 self._rest(self._every_s * SLACK - (time.monotonic() - started_s))
                 return
@@ -199,6 +204,7 @@ class Scrubber:
             return None  # it is changing, or was changed by others: not for us to say
         self.status = replace(self.status, files=self.status.files + 1, bytes_=self.status.bytes_ + child.row.size)
         if known is None:
+            self.status = replace(self.status, first=self.status.first + 1)
             return child.row, digest
         if known != digest:
             self._tell(path, "its content is not what it was, though nobody wrote to it")
@@ -232,7 +238,8 @@ class Scrubber:
         _log.error("content_wrong", tree=self._name, path=os.fsdecode(path), what=what)
         others = tuple(entry for entry in self.status.wrong if entry[0] != path)
         self.status = replace(self.status, found=self.status.found + 1, wrong=((path, what), *others)[:MAX_SHOWN])
-        self._found(path)
+        if not self._only_looks:
+            self._found(path)
 
 
 def _names(path: bytes) -> tuple[bytes, ...]:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from core.config import Tls
 from core.io_config import read_config
+from core.io_state import hold_state_dir
 from nearpath.doctor import Finding, examine, show_findings
 from nearpath.doctor_agent import examine_agent
 from nearpath.doctor_answers import check_answers
@@ -360,6 +361,9 @@ def test_a_mirror_down_everywhere_and_a_service_that_fails_open() -> None:
     assert any("`stale` data in s" in f.what for f in findings)
     partly = {"catchments": [catchment("n", "down"), catchment("s", "up")], "mirrors": both}
     assert bad(list(check_mirrors(partly))) == [], "down from one region only is what steering is for"
+    assert [f.what for f in check_mirrors(partly) if f.level == "note"] == [
+        "alpha is down as seen from n, which others answer for"
+    ]
     opened = {"catchments": [catchment("n", "down", "up")], "mirrors": both}
     assert any("fails open in n: step up left no mirror" in what for what in bad(list(check_mirrors(opened))))
 
@@ -391,6 +395,10 @@ def test_an_agent_that_is_set_up_right_and_its_faults(agent_site: tuple[Daemon, 
     findings = examine_agent(file)
     assert bad(findings) == []
     assert any("takes the token and gives 2 targets" in f.what for f in findings)
+    assert any("no agent runs on state_dir" in f.what for f in findings)
+    lock = hold_state_dir(daemon.folder / "agent-state", "agent")
+    assert any(f"an agent runs here, process {os.getpid()}" in f.what for f in examine_agent(file))
+    os.close(lock)
     token = daemon.folder / "agent.token"
     token.write_text("not the token\n")
     token.chmod(0o644)

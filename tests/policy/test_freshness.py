@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from core.config import Node, Steering
 from core.messages import MirrorAdmin, SyncStamp
-from policy.decide import Memory, Trace, decide
-from policy.engine import SteeringEngine
+from dnsd.template import MAX_EDE_TEXT_BYTES
+from policy.decide import Decision, Memory, Trace, decide
+from policy.engine import _FAIL_OPEN_NOTES, SteeringEngine, _note
 from policy.evidence import Candidate, Watched, _set_fresh
 from policy.explain import explain
 from policy.freshness import BUSY_FOR_S, STATES, Freshness, judge
@@ -147,6 +148,14 @@ def say(world: Any, mirror: str, **more: Any) -> bool:
     return bool(world.engine.set_stamp(SyncStamp(mirror, **more)))
 
 
+@pytest.mark.parametrize("fail_open", ["", *_FAIL_OPEN_NOTES])
+@pytest.mark.parametrize("quality", Quality)
+def test_what_an_answer_says_of_itself_is_sent_whole(quality: Quality, fail_open: str) -> None:
+    made = Decision(("a",), 1, quality, "rtt", fail_open, None, "", Memory())
+    assert len(_note(made).encode()) <= MAX_EDE_TEXT_BYTES
+    assert (_note(made) == "") == (quality is Quality.LIVE and not fail_open)
+
+
 def test_an_empty_mirror_leaves_without_being_asked_for_and_all_empty_fails_open(make_world: MakeWorld) -> None:
     world = three_mirrors(make_world)
     say(world, "a", state="empty")
@@ -159,7 +168,7 @@ def test_an_empty_mirror_leaves_without_being_asked_for_and_all_empty_fails_open
     row = world.row("de")
     assert world.answers("de") == ["a"]
     assert row.fail_open
-    assert row.note == "nearpath live: all mirrors say that they are empty, answering as if they were not"
+    assert row.note == "nearpath live: all say that they are empty, answered anyway"
     assert row.ttl_s == 10
     say(world, "c", state="syncing", lag_s=1e6)
     assert world.decision("de").order[0] == "c"

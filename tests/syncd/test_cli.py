@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,13 +133,18 @@ def test_verify_reports_and_repairs(tiers: Tiers) -> None:
 
 def test_verify_contents_finds_what_no_listing_shows(tiers: Tiers) -> None:
     pull(tiers.region)
-    assert syncd(tiers.region, "verify", "t", "--contents").text.endswith("t: every content read, 0 wrong\n")
+    said = syncd(tiers.region, "verify", "t", "--contents").text
+    assert re.search(r"t: every content read, 0 wrong; \d+ for the first time, with nothing to compare them with", said)
     rotten = tiers.region.tree / "d4/f4"
     found = rotten.stat()
     with rotten.open("r+b") as file:
         file.write(b"X")
     os.utime(rotten, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert syncd(tiers.region, "verify", "t").status == 0, "names, sizes and times are as they should be"
+    said = syncd(tiers.region, "verify", "t", "--contents", "--no-repair")
+    assert said.status == 1
+    assert said.text.endswith("nobody wrote to it\nt: every content read, 1 wrong\n"), "all were known by now"
+    assert rotten.read_bytes()[:1] == b"X", "who only looks changes nothing"
     said = syncd(tiers.region, "verify", "t", "--contents")
     assert said.status == 1
     assert "d4/f4: its content is not what it was" in said.text
