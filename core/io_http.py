@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -36,6 +37,13 @@ def make_health_app(registry: CollectorRegistry, ready: ReadyCheck) -> web.Appli
     return app
 
 
+_LISTEN_FIXES = {
+    errno.EADDRINUSE: "another program has the port: `ss -ltnp` names it",
+    errno.EADDRNOTAVAIL: "the address is not on this host: `ip address` shows those that are",
+    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE",
+}
+
+
 def bind_tcp(listen: str) -> socket.socket:
     """A listening TCP socket for `ADDRESS:PORT`; NearpathError that names the address when it cannot be had."""
     host, port = split_listen(listen)
@@ -53,9 +61,7 @@ def bind_tcp(listen: str) -> socket.socket:
         if sock is not None:
             sock.close()
         raise NearpathError(
-            f"cannot listen on {listen} (TCP): {error.strerror}",
-            "another program may have the port (`ss -ltnp`), the address may not be on this host, "
-            "or a port below 1024 needs CAP_NET_BIND_SERVICE",
+            f"cannot listen on {listen} (TCP): {error.strerror}", _LISTEN_FIXES.get(error.errno or 0, "")
         ) from None
     return sock
 

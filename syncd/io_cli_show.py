@@ -68,6 +68,8 @@ def status_view(snapshot: dict[str, Any], now_wall_s: float) -> RenderableType:
     if snapshot["addresses"]:
         head.append(f"  serves {', '.join(snapshot['addresses'])}", style="not bold")
     lines: list[RenderableType] = [head]
+    if snapshot["reload_error"]:
+        lines.append(Text(f"the last reload failed: {printable(snapshot['reload_error'])}", style="red"))
     if (appliance := snapshot["appliance"]) is not None:
         lines.append(_appliance(appliance))
     for name, tree in snapshot["trees"].items():

@@ -70,6 +70,8 @@ class Daemon:
         self._runners: list[web.AppRunner] = []
         self._lock = -1
         self._reloading = asyncio.Lock()
+        self.reload_error = ""
+        """why the last reload failed"""
 
     @classmethod
     async def open(cls, file: Path) -> Daemon:
@@ -115,7 +117,12 @@ class Daemon:
         Signals and operators may ask at the same time: one after the other.
         """
         async with self._reloading:
-            await self._reload()
+            try:
+                await self._reload()
+            except NearpathError as error:
+                self.reload_error = str(error)
+                raise
+            self.reload_error = ""
 
     async def _reload(self) -> None:
         config = await asyncio.to_thread(read_sync_config, self.file)

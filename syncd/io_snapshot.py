@@ -31,6 +31,7 @@ def make_snapshot(daemon: Daemon) -> dict[str, Any]:
         "addresses": daemon.addresses,
         "up_s": round(time.time() - daemon.started_wall_s, 1),
         "trees": dict(sorted(trees.items())),
+        "reload_error": daemon.reload_error,
         "appliance": daemon.appliance_status(),
         "not_ready": daemon.not_ready(),
     }

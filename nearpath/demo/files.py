@@ -6,8 +6,11 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from core.errors import NearpathError
+from core.io_state import find_holder
 from core.tokens import token_sha256
 from nearpath.demo.api import MODEL
 from nearpath.demo.place import API_SERVICE, MIRROR_ADDRESS, ORIGIN, REGIONS, SERVICE, TREE, Place
@@ -28,7 +31,9 @@ _QUESTION = "How can I change my password?"
 
 
 def write_files(place: Place) -> None:
-    """Write all of it; tokens and keys are drawn anew for every run."""
+    """Write all of it; tokens and keys are drawn anew for every run. NearpathError while something runs on it."""
+    for path in _old(place):
+        _refuse_beneath(path)
     # What an earlier demo has kept (a drained mirror, old measurements) would make this one look broken.
     for path in _old(place):
         shutil.rmtree(path, ignore_errors=True)
@@ -40,6 +45,16 @@ def write_files(place: Place) -> None:
     _write_content(place.content(ORIGIN))
     _write_gateways(place)
     _write_appliance(place, agents, stamps)
+
+
+def _refuse_beneath(state: Path) -> None:
+    """NearpathError when a process runs on this folder, or on the state below it: it would lose what it works with."""
+    for folder in (state, state / "state"):
+        with suppress(OSError):
+            if pid := find_holder(folder):
+                raise NearpathError(
+                    f"process {pid} still runs on {folder}, which the demo makes anew", f"end it first: `kill {pid}`"
+                )
 
 
 def _old(place: Place) -> Iterator[Path]:

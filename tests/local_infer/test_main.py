@@ -191,7 +191,7 @@ async def test_check_beside_the_gateway_that_runs(tmp_path: Path, capsys: pytest
         await other.communicate(b"\n")
         file = write_config(tmp_path, {"east": upstream}, listen=[own], state_dir=str(tmp_path / "other"))
         assert await check_all(read_infer_config(file)) == 1
-        assert "another program may have the port" in capsys.readouterr().out
+        assert "another program has the port" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"])

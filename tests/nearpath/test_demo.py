@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from core.errors import NearpathError
+from core.io_state import hold_state_dir
+from nearpath.demo.files import write_files
+from nearpath.demo.place import USUAL_PORTS, Place
 from tests.nearpath.daemon import ROOT, wait_until
 
 pytestmark = [
@@ -39,6 +44,17 @@ class Demo:
         """Run a printed line in a shell, in the folder where the user stands."""
         done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, cwd=ROOT, check=False)
         return (done.stdout + done.stderr).strip()
+
+
+def test_what_still_runs_on_an_earlier_demo_keeps_its_files(tmp_path: Path) -> None:
+    place = Place(tmp_path, dict.fromkeys(USUAL_PORTS, 1))
+    for state in ("state", "sync-origin/state"):
+        lock = hold_state_dir(tmp_path / state, "test")
+        with pytest.raises(NearpathError, match=rf"process {os.getpid()} still runs on .*/{state}.*`kill"):
+            write_files(place)
+        os.close(lock)
+    write_files(place)
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.fixture(scope="module")

@@ -274,6 +274,7 @@ async def test_a_reload_that_fails_has_revoked_all_the_same_and_two_at_once_do_n
             write(tmp_path, **less, trees=trees)
             with pytest.raises(NearpathError, match=r"bad\.key"):
                 await daemon.reload()
+            assert "bad.key" in daemon.snapshot()["reload_error"]
             assert list(daemon.origins) == ["t"]
             with pytest.raises(ParentRefuses):
                 await b.root("t")
@@ -281,6 +282,7 @@ async def test_a_reload_that_fails_has_revoked_all_the_same_and_two_at_once_do_n
             write(tmp_path, **less, trees=trees)
             await asyncio.gather(*(daemon.reload() for _ in range(3)))
             assert sorted(daemon.origins) == ["t", "u"]
+            assert daemon.snapshot()["reload_error"] == ""
             with pytest.raises(ParentError, match="503"):
                 await a.root("u")  # nothing signed yet; and it may ask
     finally:
