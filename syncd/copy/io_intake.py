@@ -6,15 +6,15 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from core.config_sync import Tree
 from core.errors import NearpathError
 from core.io_log import get_logger
-from syncd.copy.child_status import Activity, ChildStatus, Fetching, Totals
+from syncd.copy.child_status import Activity, Fetching
 from syncd.copy.io_ahead import MAX_BYTES
+from syncd.copy.io_board import Board
 from syncd.copy.io_bring import Bringer, Supplier
 from syncd.copy.io_copy import Copy
 from syncd.copy.io_prove import read_here, undigested
@@ -76,34 +76,6 @@ class NoRoom(NearpathError):
     """The disk has no room for the batch."""
 
 
-class Board:
-    """What a copy says of itself now; `on_change` is called when it may be worth a stamp."""
-
-    def __init__(self, tree: str, on_change: Callable[[], None]) -> None:
-        self.status = ChildStatus()
-        self.totals = Totals()
-        self.on_change = on_change
-        self._tree = tree
-        self._logged = (Activity.READING, "")
-
-    def update(self, **changes: Any) -> None:
-        """Replace some of the status."""
-        self.status = replace(self.status, **changes)
-
-    def note(self, activity: Activity, why: str, held: Objection | None = None) -> None:
-        """What the copy does now, or waits for."""
-        changed = (self.status.activity, self.status.why) != (activity, why)
-        if activity in (Activity.READING, Activity.COMPARING):
-            held = self.status.held  # it is looked at again, which takes long: meanwhile the word can be given
-        self.update(activity=activity, why=why, held=held, fetching=None, whole=None)
-        if changed:
-            if why and self._logged != (activity, why):
-                _log.warning("tree_waits", tree=self._tree, state=activity.value, why=why)
-            if why or activity is Activity.CURRENT:
-                self._logged = activity, why
-            self.on_change()
-
-
 class Intake:
     """See the module. `work` runs something in the thread that owns the copy, `published` tells our own children."""
 
@@ -129,8 +101,6 @@ class Intake:
         self._bare: dict[bytes, str] = {}
         """directories and symlinks that lack attributes, and why"""
         self._wrong = WrongContents()
-        self._liar: bytes | None = None
-        """a path that the parent sent wrong once too often"""
         self._work = work
         self._published_at_all = published
         self._rng = random.Random()
@@ -200,52 +170,23 @@ class Intake:
         now = time.monotonic()
         later, kept = await self._work(lambda: (copy.later(), copy.recent_deletes()))
         recent = RecentDeletes(kept=kept)
-        # In the form of a journal's page again: what waited may have been renamed or deleted meanwhile.
-        has_digests = any(change.entry is not None and change.entry.digest is not None for change in changes)
-        is_usual = not later and (not has_digests or are_in_order(changes))
-        every = tuple(changes) if is_usual else tuple(coalesce((*later, *changes)))
-        if has_digests:
-            await self._read_here(copy, every)
+        every, is_usual = await self._in_order(copy, later, changes)
         plan = await self._work(lambda: copy.plan(every))
-        if plan.deleted_entries > self.tree.deletes.floor:
-            self.board.update(entries=(await self._work(copy.size)).entries)
-        self._guard(plan, recent.count(time.time()))
-        self.board.update(held=None)
+        await self._guard(copy, plan, recent.count(time.time()))
         staged: Written = ahead if ahead is not None and is_usual else {}
         left = frozenset[bytes]() if staged else await self._work(lambda: renew_stage_of(copy, plan))
         await self._make_room(copy, plan, left, staged)
-        if plan.lacking:
-            # Directories moved there from where nothing is known here: the comparison after this brings what is in them.
-            self.is_lacking = True
-            _log.info("directory_unknown", tree=self.name, path=os.fsdecode(plan.lacking[0]))
-        for change in changes:
-            self._forget_bare(change)
-            self.retries.forget(change.path)  # there is news of it: what was wrong with it before says nothing
+        self._note_news(changes, plan)
         await self._hook("before", plan)
-        failed = await self._fetch(copy, parent, plan, now, staged)
-        failed = (
-            await self._work(lambda: copy.check_staged(plan.steps, staged)) | failed
-        )  # who tried it knows better why
+        failed, liar = await self._fetch(copy, parent, plan, now, staged)
         await self._bring_attributes(copy, parent, plan)
         steps, waiting = hold_back(plan.steps, failed, copy.ranks)
-        liar, self._liar = self._liar, None
-        if liar is not None and self.tree.mode == "atomic":
-            raise wrong_content(self.name, parent.where, liar)
-        if waiting and self.tree.mode == "atomic":
-            kind = Undigested if NO_DIGEST in failed.values() else Incomplete
-            raise kind(
-                f"{len(failed):,} files did not come, such as {_some(failed)}", "a version is whole or not: tried again"
-            )
+        if self.tree.mode == "atomic":
+            self._check_whole(parent, failed if waiting else {}, liar)
         self._settle_retries(plan, failed, now)
-        is_approved = bool(self.approved) and self.approved == change_token(
-            self.name, _gone(plan), plan.deleted_entries
-        )
         # Deletes that wait for a file that does not come are not done, and are planned and guarded again with each try.
         do_wait = any(change.op is Op.DELETE for change in waiting)
-        if not is_approved:
-            recent.add(time.time(), plan.replaced_entries if do_wait else plan.deleted_entries)
-        elif not do_wait:
-            recent.approve()
+        is_approved = self._count_deletes(plan, recent, do_wait)
         counted = recent.kept if recent.kept != kept else None
         note = Note(every, waiting, tuple(path for path, _ in plan.refused), cursor, counted)
         # How far the fetching came stays to be seen: a first sync is fetched and published in turns.
@@ -253,24 +194,81 @@ class Intake:
         await self._work(lambda: copy.publish(steps, note, staged))
         if not do_wait and (is_approved or cursor is not None):
             self.approved = ""
-        refused = dict(self.board.status.refused_paths) | dict(plan.refused)
-        if refused:
-            still = await self._work(lambda: copy.still_refused(refused))
-            refused = {path: why for path, why in refused.items() if path in still}
-        self.board.update(
-            waiting=len(waiting),
-            troubles=self._troubles(),
-            refused_paths=tuple(list(refused.items())[:100]),
-            refused=len(refused),
-            published=self.board.status.published + len(steps),
-        )
-        await self._published()
+        await self._tell(copy, plan, len(waiting), len(steps))
         if steps:
             await self._hook("after", plan)
         await self._work(copy.tidy)
         self.size_due = True
         if liar is not None:
             raise wrong_content(self.name, parent.where, liar)
+
+    async def count(self, copy: Copy) -> None:
+        """How much the copy holds, when that changed."""
+        if self.size_due:
+            self.size_due = False
+            size = await self._work(copy.size)
+            self.board.update(entries=size.entries, bytes_=size.bytes)
+
+    # -- the steps of `apply`, in their order
+
+    async def _in_order(
+        self, copy: Copy, later: Sequence[Change], changes: Sequence[Change]
+    ) -> tuple[tuple[Change, ...], bool]:
+        """(what waited and what is new, whether that is just what is new); what is here already, by content, is known then.
+
+        In the form of a journal's page again: what waited may have been renamed or deleted meanwhile.
+        """
+        has_digests = any(change.entry is not None and change.entry.digest is not None for change in changes)
+        is_usual = not later and (not has_digests or are_in_order(changes))
+        every = tuple(changes) if is_usual else tuple(coalesce((*later, *changes)))
+        if has_digests:
+            await self._read_here(copy, every)
+        return every, is_usual
+
+    def _note_news(self, changes: Sequence[Change], plan: Plan) -> None:
+        if plan.lacking:
+            # Directories moved there from where nothing is known here: the comparison after this brings what is in them.
+            self.is_lacking = True
+            _log.info("directory_unknown", tree=self.name, path=os.fsdecode(plan.lacking[0]))
+        for change in changes:
+            self._forget_bare(change)
+            self.retries.forget(change.path)  # there is news of it: what was wrong with it before says nothing
+
+    def _check_whole(self, parent: Supplier, failed: Mapping[bytes, str], liar: bytes | None) -> None:
+        """A version is whole or not: raises when files of it did not come."""
+        if liar is not None:
+            raise wrong_content(self.name, parent.where, liar)
+        if failed:
+            kind = Undigested if NO_DIGEST in failed.values() else Incomplete
+            raise kind(
+                f"{len(failed):,} files did not come, such as {_some(failed)}", "a version is whole or not: tried again"
+            )
+
+    def _count_deletes(self, plan: Plan, recent: RecentDeletes, do_wait: bool) -> bool:
+        """Count what a batch deletes with that of the last minutes; whether a person approved just this."""
+        is_approved = bool(self.approved) and self.approved == change_token(
+            self.name, _gone(plan), plan.deleted_entries
+        )
+        if not is_approved:
+            recent.add(time.time(), plan.replaced_entries if do_wait else plan.deleted_entries)
+        elif not do_wait:
+            recent.approve()
+        return is_approved
+
+    async def _tell(self, copy: Copy, plan: Plan, waiting: int, steps: int) -> None:
+        """Say what was published, and what of it was not."""
+        refused = dict(self.board.status.refused_paths) | dict(plan.refused)
+        if refused:
+            still = await self._work(lambda: copy.still_refused(refused))
+            refused = {path: why for path, why in refused.items() if path in still}
+        self.board.update(
+            waiting=waiting,
+            troubles=self._troubles(),
+            refused_paths=tuple(list(refused.items())[:100]),
+            refused=len(refused),
+            published=self.board.status.published + steps,
+        )
+        await self._published()
 
     async def _read_here(self, copy: Copy, changes: Sequence[Change]) -> None:
         """Files that are announced with a digest, and lie here already but were never read: they need not be fetched."""
@@ -295,8 +293,11 @@ class Intake:
         if objection is not None:
             raise Held(objection)
 
-    def _guard(self, plan: Plan, recent: int) -> None:
+    async def _guard(self, copy: Copy, plan: Plan, recent: int) -> None:
+        """Held when the batch deletes too much."""
         limits = self.tree.deletes
+        if plan.deleted_entries > limits.floor:
+            self.board.update(entries=(await self._work(copy.size)).entries)
         objection = check_deletes(
             self.name,
             _gone(plan),
@@ -308,6 +309,7 @@ class Intake:
         )
         if objection is not None:
             raise Held(objection)
+        self.board.update(held=None)
 
     async def _make_room(self, copy: Copy, plan: Plan, left: frozenset[bytes], staged: Written) -> None:
         """NoRoom unless there is room, without what nobody wants: versions whose time is over, what an earlier try left."""
@@ -328,8 +330,11 @@ class Intake:
         reserve = Reserve(self.tree.reserve.size, self.tree.reserve.share)
         return check_space(self.tree.path, size, files, copy.space(), reserve)
 
-    async def _fetch(self, copy: Copy, parent: Supplier, plan: Plan, now: float, staged: Written) -> dict[bytes, str]:
-        """Bring the files of a plan that are not `staged` into the stage; those that did not come, with the reason.
+    async def _fetch(
+        self, copy: Copy, parent: Supplier, plan: Plan, now: float, staged: Written
+    ) -> tuple[dict[bytes, str], bytes | None]:
+        """Bring the files of a plan that are not `staged` into the stage: (those that did not come, with the reason; a path
+        that the parent sent wrong once too often).
 
         Indexes first: one is taken only as it was announced, so what it names is in this batch or was before; and at an
         origin that never rests, one that was fetched after all the payload would mostly be another by then.
@@ -338,6 +343,7 @@ class Intake:
         due = frozenset(self.retries.due(now))
         resting = {t.path: t.why for t in self.retries.troubles() if t.path not in due}
         failed: dict[bytes, str] = {}
+        liar: bytes | None = None
         total = sum(fetch.entry.size for fetch in (*plan.payload, *plan.indexes))
         fetching = Fetching(len(plan.payload) + len(plan.indexes), total, time.monotonic())
         self.board.update(activity=Activity.FETCHING, fetching=fetching)
@@ -352,12 +358,13 @@ class Intake:
                 failed |= {f.entry.path: resting[f.entry.path] for f in fetches if f.entry.path in resting}
                 if wanted:
                     came_not = await self._bringer.bring(copy, parent, wanted, fetching, staged)
-                    self._liar = self._wrong.judge(came_not) or self._liar
+                    liar = self._wrong.judge(came_not) or liar
                     failed |= came_not
         finally:
             self.totals.fetched_files += fetching.done_files
             self.totals.fetched_bytes += fetching.done_bytes
-        return failed
+        checked = await self._work(lambda: copy.check_staged(plan.steps, staged))
+        return checked | failed, liar  # who tried it knows better why
 
     async def _bring_attributes(self, copy: Copy, parent: Supplier, plan: Plan) -> None:
         """Have at hand what directories and symlinks are given besides mode and time; what cannot be had is named."""
@@ -461,6 +468,6 @@ def _gone(plan: Plan) -> tuple[bytes, ...]:
     return (*plan.deletes, *plan.emptied)
 
 
-def _some(failed: dict[bytes, str]) -> str:
+def _some(failed: Mapping[bytes, str]) -> str:
     path, why = next(iter(failed.items()))
     return f"{os.fsdecode(path)!r} ({why})"

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from core.config_sync import Tree
 from syncd.copy.doubt import Doubt
-from syncd.copy.io_intake import Board
+from syncd.copy.io_board import Board
 from syncd.copy.unsigned import Unsigned, unsigned_tree
 from syncd.store.io_ledger import Ledger
 from syncd.store.io_offer import Offer

@@ -20,7 +20,7 @@ from core.config_sync import Tree
 from core.errors import MessageError
 from core.io_http import bind_tcp, bound_address
 from core.tokens import token_sha256
-from syncd.copy import io_child, unsigned
+from syncd.copy import io_failures, io_wishes, unsigned
 from syncd.copy.child_status import Activity
 from syncd.copy.io_child import Follower
 from syncd.copy.note import encode_changes
@@ -227,7 +227,7 @@ def names(top: Path) -> list[str]:
 
 @pytest.fixture
 async def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nodes]:
-    monkeypatch.setattr(io_child, "AGAIN_S", 0.05)
+    monkeypatch.setattr(io_failures, "AGAIN_S", 0.05)
     (tmp_path / "tree").mkdir()
     key_file = tmp_path / "key"
     key = public_key(read_key(key_file)).hex()
@@ -433,7 +433,7 @@ async def test_a_copy_forgets_what_all_its_children_have(nodes: Nodes, monkeypat
 
         assert await floor() < reached
         await follower.offer.run(lambda ledger: ledger.moved("edge", reached))
-        monkeypatch.setattr(io_child, "TRIM_EVERY_S", 0.0)
+        monkeypatch.setattr(io_wishes, "TRIM_EVERY_S", 0.0)
         follower.look()
         while await floor() < reached:
             await asyncio.sleep(0.01)

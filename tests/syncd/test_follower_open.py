@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.config_sync import Parent, Tree
-from syncd.copy import io_child
+from syncd.copy import io_failures
 from syncd.copy.child_status import Activity
 from syncd.copy.io_child import Follower
 from syncd.copy.io_copy import Copy
@@ -107,7 +107,7 @@ class Emptied(PlainParent):
 async def test_a_plain_server_is_not_listed_again_and_again_while_something_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(io_child, "HELD_AGAIN_S", 0.0)
+    monkeypatch.setattr(io_failures, "HELD_AGAIN_S", 0.0)
     parent = Emptied(Parent.model_validate({"transport": "rsyncd", "place": "rsync://127.0.0.1/x", "every": "1h"}))
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "f").write_bytes(b"x")

@@ -14,9 +14,10 @@ import pytest
 
 from core.config_sync import Tree
 from syncd.copy.child_status import Activity, Fetching, Rate
+from syncd.copy.io_board import Board
 from syncd.copy.io_bring import Bringer
 from syncd.copy.io_copy import Copy
-from syncd.copy.io_intake import VERSIONS, Board, Intake, NoRoom
+from syncd.copy.io_intake import VERSIONS, Intake, NoRoom
 from syncd.copy.parts import PART, PART_BYTES, PART_FILES, in_parts, weight
 from syncd.model import Change, Entry, Kind, Op
 from syncd.publish import io_leftovers

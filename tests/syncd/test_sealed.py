@@ -19,7 +19,7 @@ import pytest
 from core.config_sync import Tree
 from core.io_http import bind_tcp, bound_address
 from core.tokens import token_sha256
-from syncd.copy import io_child
+from syncd.copy import io_failures
 from syncd.copy.io_child import Follower
 from syncd.copy.io_intake import are_in_order
 from syncd.copy.note import Note, decode_changes, decode_note, encode_changes, encode_note
@@ -374,7 +374,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(io_child, "AGAIN_S", 0.05)
+    monkeypatch.setattr(io_failures, "AGAIN_S", 0.05)
     monkeypatch.setattr(streams, "FIRST_RETRY_S", 0.01)
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     return Site(tmp_path)

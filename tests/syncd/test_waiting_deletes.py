@@ -13,10 +13,11 @@ import pytest
 from structlog.testing import CapturingLogger
 
 from core.config_sync import Tree
-from syncd.copy import io_intake
+from syncd.copy import io_board
 from syncd.copy.child_status import Activity
+from syncd.copy.io_board import Board
 from syncd.copy.io_copy import Copy
-from syncd.copy.io_intake import Board, Held, Intake
+from syncd.copy.io_intake import Held, Intake
 from syncd.model import Change, Entry, Kind, Op
 from syncd.publish.guard import Objection
 from syncd.source.row import Written
@@ -160,7 +161,7 @@ def test_the_word_can_be_given_while_what_is_held_is_looked_at_again(scene: Scen
 
 def test_what_a_tree_waits_for_is_logged_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     log = CapturingLogger()
-    monkeypatch.setattr(io_intake, "_log", log)
+    monkeypatch.setattr(io_board, "_log", log)
     for _ in range(3):
         scene.board.note(Activity.READING, "")
         scene.board.note(Activity.STOPPED, "its disk is not there")
