@@ -30,6 +30,10 @@ class Activity(Enum):
     FAILED = "failed"
 
 
+FOLLOWING = frozenset({Activity.CURRENT, Activity.FETCHING, Activity.PUBLISHING})
+"""It takes what its parent sends, as it comes."""
+
+
 @dataclass(slots=True)
 class Fetching:
     """How far a batch is: files and bytes of it, and those that are here."""

@@ -43,11 +43,15 @@ class Pages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An answer to a question asked at `asked_s` (monotonic); `staged`: files that lie in the stage already."""
+    """An answer to a question asked at `asked_s` (monotonic); `staged`: files that lie in the stage already.
+
+    `prove`: the parent was asked to prove it.
+    """
 
     answer: Batch | Behind
     asked_s: float
     staged: Written = field(default_factory=dict)
+    prove: bool = False
 
 
 Choose = Callable[[Copy, Sequence[Change]], Awaitable[Sequence[Entry]]]

@@ -49,13 +49,13 @@ class Follower:
         self.name = name
         self.tree = tree
         self.store = store
-        self._site = Site(name, tree, store, lineage, on_change, self.freshness)
-        self.wishes = Wishes(self._site)
-        mender = Mender(self._site, self.wishes)
-        self._following = Following(self._site, self.wishes, mender)
-        self._plain_following = PlainFollowing(self._site, self.wishes, mender, key_file)
-        self._expiry = Expiry(name, tree, self._site.work, lambda: self._site.copy)
-        self.scrubber = Scrubber(name, store, self._site.served_path, tree.scrub, mender.wrong.add, by_inode=True)
+        self.site = Site(name, tree, store, lineage, on_change, self.freshness)
+        self.wishes = Wishes(self.site)
+        mender = Mender(self.site, self.wishes)
+        self._following = Following(self.site, self.wishes, mender)
+        self._plain_following = PlainFollowing(self.site, self.wishes, mender, key_file)
+        self._expiry = Expiry(name, tree, self.site.work, lambda: self.site.copy)
+        self.scrubber = Scrubber(name, store, self.site.served_path, tree.scrub, mender.wrong.add, by_inode=True)
         self._task: asyncio.Task[None] | None = None
         # What operators ask, as they ask it of an origin too.
         self.look, self.ask_now, self.verify = self.wishes.look, self.wishes.ask_now, self.wishes.verify
@@ -67,11 +67,11 @@ class Follower:
     async def start(self) -> None:
         """Open the copy and begin to follow."""
         try:
-            await self._site.open()
+            await self.site.open()
         except StoreBusy:
             raise
         except NearpathError as error:
-            self._site.board.note(Activity.STOPPED, str(error))
+            self.site.board.note(Activity.STOPPED, str(error))
         self._task = asyncio.create_task(self._run(), name=f"follow-{self.name}")
         self.scrubber.start()
         self._expiry.start()
@@ -83,72 +83,72 @@ class Follower:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._site.close()
+        await self.site.close()
 
     def follow(self, lineage: Lineage) -> None:
         """Choose among other parents from now on."""
-        self._site.lineage = lineage
+        self.site.lineage = lineage
 
     # -- what it says
 
     @property
     def offer(self) -> Offer:
         """The copy as our own children see it."""
-        return self._site.offer
+        return self.site.offer
 
     @property
     def intake(self) -> Intake:
         """What takes batches in."""
-        return self._site.intake
+        return self.site.intake
 
     @property
     def status(self) -> ChildStatus:
         """What the copy says of itself now."""
-        return self._site.status
+        return self.site.status
 
     @property
     def totals(self) -> Totals:
         """What was done since the start."""
-        return self._site.board.totals
+        return self.site.board.totals
 
     @property
     def pinned(self) -> int | None:
         """An older version that is shown until it is released."""
-        return self._site.pinned
+        return self.site.pinned
 
     @property
     def current_asked_s(self) -> float:
         """Monotonic time of the last question to the parent after whose answer the copy was current."""
-        return self._site.current_asked_s
+        return self.site.current_asked_s
 
     def freshness(self) -> Freshness:
         """How far behind the origin the copy is at most."""
-        knowledge = self._site.knowledge
+        knowledge = self.site.knowledge
         return Freshness(knowledge.lag_s(time.monotonic()), knowledge.said.version)
 
     @property
     def is_sealed(self) -> bool:
         """Whether the origin's signature, which the copy was found equal to, covers contents."""
-        matched = self._site.signature.matched
+        matched = self.site.signature.matched
         return matched is not None and matched.sealed
 
     # -- for who looks at it
 
     def at_hand(self) -> tuple[Copy, Parent | PlainParent]:
         """The copy and the parent to ask, for who looks and changes nothing; NearpathError when one is not there."""
-        if self._site.copy is None:
+        if self.site.copy is None:
             raise NearpathError(f"tree {self.name} cannot be looked at", self.status.why or "it is being opened")
-        chosen = self._site.lineage.choose(self.name)
+        chosen = self.site.lineage.choose(self.name)
         if chosen is None:
             raise NearpathError(f"no parent of tree {self.name} answers", self.status.why or "see `syncd status`")
-        return self._site.copy, chosen[1]
+        return self.site.copy, chosen[1]
 
     async def with_copy(self, work: Callable[[Copy], T]) -> T:
         """`work` in the thread that owns the copy, between what the follower does there."""
-        copy = self._site.copy
+        copy = self.site.copy
         if copy is None:
             raise NearpathError(f"tree {self.name} is not open", self.status.why or "it is being opened")
-        return await self._site.work(lambda: work(copy))
+        return await self.site.work(lambda: work(copy))
 
     async def compare_with(self, parent: Parent) -> Comparison:
         """What must change here to be what the parent has now."""
@@ -168,7 +168,7 @@ class Follower:
 
     async def _attempt(self) -> float | None:
         """Follow the best parent for as long as it goes well; how long to rest then, None: not at all."""
-        site = self._site
+        site = self.site
         chosen = None
         try:
             copy = await site.open()
@@ -188,9 +188,9 @@ class Follower:
         return rest_s
 
     async def _follow(self, copy: Copy, name: str, parent: Parent | PlainParent) -> None:
-        self._site.board.update(parent=name)
+        self.site.board.update(parent=name)
         # A publish that a full disk stopped, say, is gone on with before anything else.
-        await self._site.work(copy.recover)
+        await self.site.work(copy.recover)
         if isinstance(parent, Parent):
             await self._following.follow(copy, name, parent)
         else:
@@ -198,7 +198,7 @@ class Follower:
 
     async def _failed(self, error: Exception, chosen: tuple[str, Parent | PlainParent] | None) -> float:
         """Say why an attempt ended, and do what follows from it; how long to rest."""
-        site = self._site
+        site = self.site
         name, parent = chosen or ("", None)
         failure = judge(error, self.tree.path)
         if failure.closes:

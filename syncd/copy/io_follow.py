@@ -1,4 +1,8 @@
-"""Following a parent with a journal: long polls, batches taken in, the signed root compared, drift found and repaired."""
+"""Following a parent with a journal: long polls, batches taken in, the signed root compared, drift found and repaired.
+
+The copy's hash is held against the signed root when nothing came for a moment; while changes flow, at the end of a batch
+that the parent was asked to prove.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,9 @@ from syncd.copy.io_reconcile import compare_with, link_changes
 from syncd.copy.io_site import Site
 from syncd.copy.io_wishes import Wishes
 from syncd.copy.parts import weight
+from syncd.copy.proofs import Proofs
+from syncd.copy.unsigned import never_proved
+from syncd.store.signed_root import Root
 from syncd.transfer.io_parent import Parent
 from syncd.transfer.wire import Batch, Behind, Cursor
 
@@ -34,12 +41,17 @@ class Following:
         self._wishes = wishes
         self._mender = mender
         self._ahead = Ahead(site.name, site.work, site.intake.choose_ahead, "hard-links" in site.tree.keep)
+        self._proofs = Proofs()
         self._is_caught_up = False
         self._is_root_due = False
+        self._whole_from: int | None = None
+        """a comparison brings what the journal tells only later: from this sequence on the copy is just what the parent's
+        journal says; None until the next answer tells how far the parent is"""
 
     async def follow(self, copy: Copy, name: str, parent: Parent) -> None:
         """Until another parent is better, or something fails."""
         site = self._site
+        self._whole_from = None
         try:
             await site.signature.demand(parent)
             while True:
@@ -57,15 +69,15 @@ class Following:
             await self._compare(copy, parent, None)
         await self._mender.mend(copy, parent)
         cursor = await site.work(copy.cursor)
-        page = await self._ahead.take(copy, parent, cursor)
-        if page is None and (page := await self._poll(parent, cursor)) is None:
-            self._is_caught_up = False
+        if (page := await self._next(copy, parent, cursor)) is None:
             return False
         answer = page.answer
         if isinstance(answer, Behind):
             _log.info("comparing_manifests", tree=site.name, why=answer.why)
             await self._compare(copy, parent, answer.cursor)
             return False
+        if self._whole_from is None:
+            self._whole_from = answer.last
         site.lineage.worked(name, site.name, answer.lag_s)
         self._ahead.begin(copy, parent, cursor, answer)
         try:
@@ -76,33 +88,47 @@ class Following:
         return True
 
     async def _take(self, copy: Copy, parent: Parent, answer: Batch, page: Page) -> None:
-        """Publish what the journal told; note how fresh the copy is then."""
+        """Publish what the journal told; say how fresh the copy is then; hold it against a root that came with it."""
         site, intake = self._site, self._site.intake
         if answer.changes or intake.is_retry_due():
             site.signature.news()
             await intake.apply(copy, parent, answer.changes, answer.cursor, page.staged)
         elif answer.cursor != await site.work(copy.cursor):
             await site.work(lambda: copy.move_cursor(answer.cursor))
-        if not answer.changes:
+        if answer.changes:
+            self._proofs.changed(time.monotonic())
+        else:
             # Counting takes 50 ms for a million entries: not after every change.
             await intake.count(copy)
         behind = max(0, answer.last - answer.cursor.sequence)
         self._is_caught_up = not behind
         site.board.update(behind=behind)
-        if behind:
-            return
+        root = await self._prove(parent, answer) if page.prove else None
+        if not behind and not self._wishes.compare:
+            await self._caught_up(parent, answer, page.asked_s, root is not None)
+        if root is not None:
+            await self._proved(root)
+
+    async def _caught_up(self, parent: Parent, answer: Batch, asked_s: float, is_proved: bool) -> None:
+        """The copy has all that the parent has."""
+        site = self._site
         if not site.status.waiting and not site.signature.is_missing:
             # With changes, what came while they were published is in the next answer: current as of the question.
-            site.current_asked_s = page.asked_s
-            received_s = page.asked_s if answer.changes else time.monotonic()
+            site.current_asked_s = asked_s
+            received_s = asked_s if answer.changes else time.monotonic()
             site.knowledge.tell(received_s - answer.lag_s, answer.version)
         site.board.note(Activity.RETRYING if site.status.waiting else Activity.CURRENT, "")
         site.board.update(has_content=True)
-        if answer.changes:
+        if is_proved:
+            self._is_root_due = False
+        elif answer.changes:
             self._is_root_due = True
-            return
-        quiet, self._is_root_due = not self._is_root_due, False
-        await self._rest(parent, quiet, answer.lag_s)
+            if not site.status.waiting and self._proofs.told(time.monotonic(), answer.lag_s):
+                site.signature.distrust()
+                raise never_proved(site.name, parent.url)
+        else:
+            quiet, self._is_root_due = not self._is_root_due, False
+            await self._rest(parent, quiet, answer.lag_s)
 
     async def _rest(self, parent: Parent, quiet: bool, lag_s: float) -> None:
         """Nothing came: the time to compare hashes."""
@@ -114,26 +140,46 @@ class Following:
             site.knowledge.tell(received_s - lag_s)
             site.knowledge.prove()
 
-    async def _poll(self, parent: Parent, cursor: Cursor) -> Page | None:
-        """What the parent's journal has after `cursor`; None when the wait for it was cut short, see `Wishes.look`."""
-        tree, looked = self._site.name, self._wishes.looked
-        asked_s = time.monotonic()
+    # -- asking
+
+    async def _next(self, copy: Copy, parent: Parent, cursor: Cursor) -> Page | None:
+        """What the parent has after `cursor`, to be proved when that is due; None when the wait for it was cut short."""
+        wanted = self._site.offer.proof_wanted
+        if wanted.is_set():
+            wanted.clear()
+            self._proofs.want()
+        now = time.monotonic()
+        proof_in_s = self._proof_in_s(cursor, now)
+        if proof_in_s == 0.0:
+            await self._ahead.drop()
+            return await self._poll(parent, cursor, self._proofs.wait_s, prove=True)
+        if (page := await self._ahead.take(copy, parent, cursor)) is not None:
+            return page
         # After a comparison it is not known yet whether there is more: the first question does not wait.
-        wait_s = self._wait_s(asked_s) if self._is_caught_up else 0.0
+        wait_s = self._wait_s(now) if self._is_caught_up else 0.0
+        return await self._poll(parent, cursor, wait_s if proof_in_s is None else min(wait_s, proof_in_s))
+
+    async def _poll(self, parent: Parent, cursor: Cursor, wait_s: float, prove: bool = False) -> Page | None:
+        """What the parent's journal has after `cursor`; None when the wait was cut short, see `Wishes.look`."""
+        tree, asked_s = self._site.name, time.monotonic()
         if not wait_s:
             return Page(await parent.journal(tree, cursor, 0.0), asked_s)
-        poll = asyncio.ensure_future(parent.journal(tree, cursor, wait_s))
-        look = asyncio.ensure_future(looked.wait())
+        poll = asyncio.ensure_future(parent.journal(tree, cursor, wait_s, prove=prove))
+        look = asyncio.ensure_future(self._wishes.looked.wait())
+        wanted = asyncio.ensure_future(self._site.offer.proof_wanted.wait())
         try:
-            await asyncio.wait((poll, look), return_when=asyncio.FIRST_COMPLETED)
+            cuts = (look,) if prove else (look, wanted)
+            await asyncio.wait((poll, *cuts), return_when=asyncio.FIRST_COMPLETED)
             if poll.done():
-                return Page(poll.result(), asked_s)
-            looked.clear()
+                return Page(poll.result(), asked_s, prove=prove)
+            if look.done():
+                self._wishes.looked.clear()
+                self._is_caught_up = False
             return None
         finally:
-            poll.cancel()
-            look.cancel()
-            await asyncio.gather(poll, look, return_exceptions=True)
+            for task in (poll, look, wanted):
+                task.cancel()
+            await asyncio.gather(poll, look, wanted, return_exceptions=True)
 
     def _wait_s(self, now: float) -> float:
         site = self._site
@@ -142,6 +188,14 @@ class Following:
         due = site.intake.retries.next_due()
         return site.tree.poll if due is None else min(site.tree.poll, max(0.0, due - now))
 
+    def _proof_in_s(self, cursor: Cursor, now: float) -> float | None:
+        """In how many seconds to ask for a proof; None while none is due, or none could hold: the copy is behind, say."""
+        is_whole = self._whole_from is not None and cursor.sequence >= self._whole_from
+        due_s = self._proofs.due_s()
+        if due_s is None or not is_whole or not self._is_caught_up or self._site.status.waiting:
+            return None
+        return max(0.0, due_s - now)
+
     # -- the signed root
 
     async def _check_root(self, parent: Parent, quiet: bool, lag_s: float) -> None:
@@ -149,13 +203,34 @@ class Following:
         site = self._site
         root, has_drifted = await site.signature.check(parent, quiet, lag_s, site.intake.retries.most_tries())
         if root is not None:
-            is_news = await site.signature.keep(root)
-            site.knowledge.prove(root.version)
-            if is_news:
-                site.board.on_change()
+            await self._proved(root)
         if has_drifted:
-            _log.warning("drift_found", tree=site.name, doing="comparing; only what differs is fetched")
-            self._wishes.compare = True
+            self._drifted()
+
+    async def _prove(self, parent: Parent, answer: Batch) -> Root | None:
+        """Compare hashes with the root that came with a batch; None when there is none, or it is another."""
+        site = self._site
+        root = None
+        if answer.root and not site.status.waiting:
+            root = await site.signature.prove(parent, answer.root, answer.lag_s)
+            if root is None:
+                self._drifted()
+        if root is None:
+            self._proofs.missed(time.monotonic())
+        return root
+
+    async def _proved(self, root: Root) -> None:
+        """The copy is what the origin signed, and what was said of how fresh it is holds."""
+        site = self._site
+        self._proofs.proved(time.monotonic())
+        is_news = await site.signature.keep(root)
+        site.knowledge.prove(root.version)
+        if is_news:
+            site.board.on_change()
+
+    def _drifted(self) -> None:
+        _log.warning("drift_found", tree=self._site.name, doing="comparing; only what differs is fetched")
+        self._wishes.compare = True
 
     async def _compare(self, copy: Copy, parent: Parent, cursor: Cursor | None) -> None:
         """Bring the copy to what the parent has by comparing listings; then go on from `cursor`.
@@ -166,6 +241,7 @@ class Following:
         self._wishes.compare = True  # until it is through
         await self._ahead.drop()
         intake.is_lacking = self._is_caught_up = False
+        self._whole_from = None
         site.board.note(Activity.COMPARING, "")
         # ManifestError before anything is touched: nobody brings back an older tree than was here already.
         await site.signature.demand(parent)

@@ -14,7 +14,7 @@ from syncd.copy.io_failures import AGAIN_S
 from syncd.copy.io_mend import Mender
 from syncd.copy.io_site import Site
 from syncd.copy.io_wishes import Wishes
-from syncd.store.io_signer import read_key, sign
+from syncd.store.io_signer import read_key
 from syncd.transfer.io_plain import PlainParent
 
 
@@ -87,6 +87,6 @@ class PlainFollowing:
         """Nobody above signs a tree of a plain server: for our own children, its origin is here."""
         site = self._site
         seed = await asyncio.to_thread(read_key, self._key_file)
-        root = await site.offer.run(lambda ledger: sign(ledger, site.name, seed, site.signature.matched))
+        root = await site.offer.sign(site.name, seed, site.signature.matched)
         site.signature.matched = root
         site.board.update(root_hash=root.root_hash.hex(), version=root.version)

@@ -37,6 +37,8 @@ class Signature:
         self._quiet_polls = 0
         self._doubt = Doubt()
         self._unsigned = Unsigned()
+        self._equal_at = 0
+        """the sequence of the copy's own journal at which it was last found equal to a root"""
 
     @property
     def is_missing(self) -> bool:
@@ -50,11 +52,14 @@ class Signature:
     async def forget(self) -> None:
         """Accept any root that the origin signed, an older one too."""
         self._root = self.matched = None
+        self._offer.forget_proof()
         await self._offer.run(lambda ledger: ledger.keep_root(b""))
 
     async def ask(self, parent: Parent) -> Root:
         """The parent's signed root; ManifestError when the origin did not sign it, or it is older than one before."""
-        blob = await parent.root(self._name)
+        return await self._accept(await parent.root(self._name))
+
+    async def _accept(self, blob: bytes) -> Root:
         last = self._root
         if last is None and (kept := await self._offer.run(Ledger.kept_root)):
             with suppress(ManifestError):
@@ -81,11 +86,7 @@ class Signature:
         changes wait. ManifestError when the parent itself has what the origin did not sign.
         """
         root = await self.ask(parent)
-        mine, _ = await self._offer.run(Ledger.root_hash)
-        is_equal = mine == root.root_hash
-        if is_equal:
-            self._quiet_polls = 0
-            self._unsigned.proved()
+        is_equal = await self._is_equal(root)
         if not quiet or not self._seems_drifted(is_equal, tries):
             return (root if is_equal else None), False
         differences = self._board.status.differences
@@ -94,14 +95,41 @@ class Signature:
             raise unsigned_tree(self._name, parent.url)
         return (root if is_equal else None), True
 
+    async def prove(self, parent: Parent, blob: bytes, lag_s: float) -> Root | None:
+        """Compare hashes with the root that stands, by the parent's word, for just what the copy has; None: it is another.
+
+        ManifestError when the origin did not sign the root, or the parent's tree is for too long not what it signed.
+        """
+        root = await self._accept(blob)
+        if await self._is_equal(root):
+            return root
+        if self._unsigned.compared(time.monotonic(), self._board.status.differences, lag_s):
+            raise unsigned_tree(self._name, parent.url)
+        return None
+
+    def distrust(self) -> None:
+        """The parent is to prove what it sends before the copy is fresh again."""
+        self._unsigned.since_s = time.monotonic()
+
     async def keep(self, root: Root) -> bool:
         """The copy is what the origin signed: our children may be told so. False when they are already."""
-        if self.matched == root and self._board.status.root_hash == root.root_hash.hex():
-            return False
         blob = self._blob
-        await self._offer.run(lambda ledger: ledger.keep_root(blob))
-        self.matched = root
-        self._board.update(root_hash=root.root_hash.hex(), version=root.version)
+        is_news = self.matched != root or self._board.status.root_hash != root.root_hash.hex()
+        if is_news:
+            await self._offer.run(lambda ledger: ledger.keep_root(blob))
+            self.matched = root
+            self._board.update(root_hash=root.root_hash.hex(), version=root.version)
+        # Right behind it: who is told of this root by another way is not given an older one here.
+        self._offer.prove(self._equal_at, blob)
+        return is_news
+
+    async def _is_equal(self, root: Root) -> bool:
+        mine, sequence = await self._offer.run(Ledger.root_hash)
+        if mine != root.root_hash:
+            return False
+        self._equal_at = sequence
+        self._quiet_polls = 0
+        self._unsigned.proved()
         return True
 
     async def was_told(self) -> bool:

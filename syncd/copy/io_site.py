@@ -14,7 +14,7 @@ from typing import TypeVar
 from core.config_sync import Tree
 from core.exclude import Exclude
 from core.io_log import get_logger
-from syncd.copy.child_status import Activity, ChildStatus
+from syncd.copy.child_status import FOLLOWING, Activity, ChildStatus
 from syncd.copy.io_board import Board
 from syncd.copy.io_copy import Copy
 from syncd.copy.io_failures import Backoff
@@ -55,7 +55,7 @@ class Site:
         self.current_asked_s = 0.0
         """monotonic time of the last question to the parent after whose answer the copy was current"""
         self.board = Board(name, on_change)
-        self.offer = Offer(store, freshness, self.served_path, Exclude(tree.exclude))
+        self.offer = Offer(store, freshness, self.served_path, Exclude(tree.exclude), self._can_prove)
         self.knowledge = Knowledge()
         self.signature = Signature(name, tree, self.offer, self.board)
         self.intake = Intake(name, tree, self.board, self.work, self._announce)
@@ -70,6 +70,10 @@ class Site:
     def served_path(self) -> str | None:
         """Where what is published lies; None while there is nothing whole."""
         return self.tree.path if self.copy is not None and self.status.has_content else None
+
+    def _can_prove(self) -> bool:
+        """Whether the copy may soon be found equal to a root: not while a file waits, or the parent is not followed."""
+        return self.status.activity in FOLLOWING and not self.status.waiting
 
     async def work(self, work: Callable[[], T]) -> T:
         """`work` in the thread that owns the copy."""

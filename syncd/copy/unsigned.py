@@ -81,6 +81,12 @@ def wrong_content(tree: str, url: str, path: bytes) -> UnsignedTree:
     return UnsignedTree(what, fix)
 
 
+def never_proved(tree: str, url: str) -> UnsignedTree:
+    """What is said of a parent that for too long proves nothing of what it sends."""
+    what = f"{url} goes on changing tree {tree}, and shows no root of it that the origin signed"
+    return UnsignedTree(what, "see `syncd status` there, and whether its syncd is as new as this one; another is asked")
+
+
 def unsigned_tree(tree: str, url: str) -> UnsignedTree:
     """What is said of a parent whose tree is for too long not the signed one."""
     what = f"{url} serves a tree {tree} that its origin did not sign, and this copy holds it"

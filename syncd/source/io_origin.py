@@ -18,9 +18,8 @@ from syncd.source.io_fanotify import fanotify_problem
 from syncd.source.io_scrub import Scrubber
 from syncd.source.io_seal import Sealer
 from syncd.source.io_source import SourceStatus, SourceTree, State
-from syncd.store.io_ledger import Ledger
 from syncd.store.io_offer import Freshness, Offer
-from syncd.store.io_signer import read_key, sign
+from syncd.store.io_signer import read_key
 from syncd.store.io_store import StoreBusy, StoreError
 from syncd.store.signed_root import Root, public_key
 
@@ -35,6 +34,9 @@ BURST = 10_000
 BURST_REST_S = 3.0
 MAX_BURST_UNSIGNED_S = 20.0
 """then it waits for a longer rest, and for longer."""
+PROOF_GAP_S = 0.2
+"""Between roots that children want at once: several that ask one after the other get the same one. Where hashing takes
+longer than this, as much time as it took: half of the ledger's time is left for answers."""
 TRIM_EVERY_S = 600.0
 
 _log = get_logger("origin")
@@ -65,6 +67,8 @@ class Origin:
         self._was_ready = False
         self._signed = 0
         """the sequence number up to which a root was signed"""
+        self._signed_s = -PROOF_GAP_S
+        self._gap_s = PROOF_GAP_S
         self.sealer = Sealer(name, store, self._scrubbed, self._on_sealed) if tree.contents == "signed" else None
         # Wrong content here is only told: nobody knows better.
         self.scrubber = Scrubber(name, store, self._scrubbed, tree.scrub, lambda _path: None, by_inode=False)
@@ -247,28 +251,39 @@ class Origin:
             await self._rest()
             if self._was_ready:
                 self._signed = self.status.sequence
+                began_s = time.monotonic()
                 try:
-                    await self.offer.run(self._sign)
+                    self.root = await self.offer.sign(self.name, self._seed, self.root)
+                    self.entries = (await self.offer.run(lambda ledger: ledger.size())).entries
                 except Exception as error:
                     # SQLite's too: were this to end, copies would go on and age without a word here.
                     _log.error("root_not_signed", tree=self.name, why=str(error) or repr(error))
                     await asyncio.sleep(REOPEN_S)
                     self._changed.set()
+                self._signed_s = time.monotonic()
+                self._gap_s = max(PROOF_GAP_S, self._signed_s - began_s)
 
     async def _rest(self) -> None:
-        """Wait until a root is worth its while."""
+        """Wait until a root is worth its while: for quiet, but not for too long; for a child that wants one hardly."""
         began_s = time.monotonic()
-        while True:
+        wanted = self.offer.proof_wanted
+        while not wanted.is_set():
             is_burst = self._was_ready and self.status.sequence - self._signed >= BURST
             if time.monotonic() - began_s >= (MAX_BURST_UNSIGNED_S if is_burst else MAX_UNSIGNED_S):
                 return
             self._changed.clear()
-            try:
-                async with asyncio.timeout(BURST_REST_S if is_burst else REST_S):
-                    await self._changed.wait()
-            except TimeoutError:
+            if not await _either(self._changed, wanted, BURST_REST_S if is_burst else REST_S):
                 return
+        await asyncio.sleep(max(0.0, self._signed_s + self._gap_s - time.monotonic()))
+        self._changed.clear()
 
-    def _sign(self, ledger: Ledger) -> None:
-        self.root = sign(ledger, self.name, self._seed, self.root)
-        self.entries = ledger.size().entries
+
+async def _either(first: asyncio.Event, second: asyncio.Event, within_s: float) -> bool:
+    """Wait until one of both is set; False when none is in time."""
+    tasks = [asyncio.ensure_future(event.wait()) for event in (first, second)]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return bool(done)

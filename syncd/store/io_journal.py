@@ -124,10 +124,13 @@ class Journal:
 
     # -- on their own
 
-    def read(self, journal_id: bytes, after: int, limit: int = 10_000) -> Page | CompareManifests:
+    def read(
+        self, journal_id: bytes, after: int, limit: int = 10_000, until: int | None = None
+    ) -> Page | CompareManifests:
         """What came after the cursor `after` of the journal `journal_id`, made of at most `limit` written changes.
 
-        An empty page means that the child is up to date. Upserts alone, most pages of a burst, come as bytes.
+        `until`: nothing that came after this one. An empty page means that the child is up to date. Upserts alone, most
+        pages of a burst, come as bytes.
         """
         limit = max(1, min(limit, MAX_PAGE))
         self._db.execute("BEGIN")
@@ -139,7 +142,8 @@ class Journal:
                 return CompareManifests(last, f"the cursor {after} is ahead of the journal, which ends at {last}")
             if after < floor:
                 return CompareManifests(last, f"the cursor {after} is below {floor}, where the journal starts")
-            rows = self._rows(after, limit)
+            # Numbers have no gaps above the floor: so many rows end at `until`.
+            rows = self._rows(after, limit if until is None else min(limit, max(0, until - after)))
         finally:
             self._db.execute("COMMIT")
         if not rows:

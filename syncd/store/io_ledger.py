@@ -38,12 +38,15 @@ class Ledger:
         """Close the store."""
         self._db.close()
 
-    def page(self, after: wire.Cursor, limit: int, lag_s: float, version: int) -> wire.Batch | wire.Behind:
-        """What came after the cursor `after`; see `Journal.read`."""
-        found = self._journal.read(after.journal, after.sequence, limit)
+    def page(
+        self, after: wire.Cursor, limit: int, lag_s: float, version: int, proof: wire.Proof | None = None
+    ) -> wire.Batch | wire.Behind:
+        """What came after the cursor `after`, at most up to where `proof` stands, and then with it; see `Journal.read`."""
+        found = self._journal.read(after.journal, after.sequence, limit, None if proof is None else proof.sequence)
         if isinstance(found, CompareManifests):
             return wire.Behind(wire.Cursor(self.journal_id, found.cursor), found.why)
-        return wire.Batch(found.changes, wire.Cursor(self.journal_id, found.cursor), found.last, lag_s, version)
+        root = proof.root if proof is not None and proof.sequence == found.cursor else b""
+        return wire.Batch(found.changes, wire.Cursor(self.journal_id, found.cursor), found.last, lag_s, version, root)
 
     def last(self) -> int:
         """The newest sequence number."""

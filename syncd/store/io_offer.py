@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from core.exclude import NOTHING, Exclude
 from syncd.store.io_ledger import Ledger
+from syncd.store.io_signer import sign
 from syncd.store.io_store import StoreError
+from syncd.store.signed_root import Root
 from syncd.transfer import wire
 
 T = TypeVar("T")
@@ -32,7 +34,7 @@ class Freshness:
 class Offer:
     """One tree as children see it. `freshness` and `path` are asked at each answer; `path` None: nothing to serve yet.
 
-    `exclude`: what is served to nobody, though it lies in the tree.
+    `exclude`: what is served to nobody, though it lies in the tree. `can_prove`: whether a root may come soon.
     """
 
     def __init__(
@@ -41,15 +43,22 @@ class Offer:
         freshness: Callable[[], Freshness],
         path: Callable[[], str | None],
         exclude: Exclude = NOTHING,
+        can_prove: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._freshness = freshness
         self.path = path
         self.exclude = exclude
+        self._can_prove = can_prove
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._ledger: Ledger | None = None
         self._last = -1
         self._news = asyncio.Event()
+        self._proof: wire.Proof | None = None
+        """the newest root, and where in the journal it stands; None until one was made, or found equal, in this run"""
+        self._proof_news = asyncio.Event()
+        self.proof_wanted = asyncio.Event()
+        """a child waits for a newer one: for the owner of the tree, who clears it when it sees to that"""
         self._moved: dict[str, int] = {}
         self._stored_s = time.monotonic()
         self.seen: dict[str, tuple[int, float]] = {}
@@ -100,12 +109,44 @@ class Offer:
         while self._last <= sequence:
             await self._news.wait()
 
-    async def journal(self, after: wire.Cursor, limit: int) -> wire.Batch | wire.Behind | None:
-        """What came after the cursor `after`; None while there is nothing to serve."""
+    def prove(self, sequence: int, root: bytes) -> None:
+        """The tree as it is at `sequence` of the journal has this signed root: answer those who wait."""
+        self._proof = wire.Proof(sequence, root)
+        self.proof_wanted.clear()
+        self._proof_news.set()
+        self._proof_news = asyncio.Event()
+
+    def forget_proof(self) -> None:
+        """What was signed counts no more."""
+        self._proof = None
+
+    async def proved(self, sequence: int) -> wire.Proof | None:
+        """Return the newest root once one is known to stand at `sequence` of the journal or beyond, having asked for one.
+
+        None when none can come soon: who asks is not kept waiting for what it may have meanwhile.
+        """
+        while self._proof is None or self._proof.sequence < sequence:
+            if not self._can_prove():
+                return None
+            self.proof_wanted.set()
+            await self._proof_news.wait()
+        return self._proof
+
+    async def sign(self, tree: str, seed: bytes, last: Root | None) -> Root:
+        """Sign the tree as it is now, where its origin is here; see `io_signer.sign`."""
+        root, blob = await self.run(lambda ledger: (sign(ledger, tree, seed, last), ledger.kept_root()))
+        # Right behind it: who is told of this root by another way is not given an older one here.
+        self.prove(root.sequence, blob)
+        return root
+
+    async def journal(
+        self, after: wire.Cursor, limit: int, proof: wire.Proof | None = None
+    ) -> wire.Batch | wire.Behind | None:
+        """What came after the cursor `after`, at most up to `proof`; None while there is nothing to serve."""
         if self.path() is None:
             return None
         now = self._freshness()
-        answer = await self.run(lambda ledger: ledger.page(after, limit, now.lag_s, now.version))
+        answer = await self.run(lambda ledger: ledger.page(after, limit, now.lag_s, now.version, proof))
         if isinstance(answer, wire.Batch):
             self._last = max(self._last, answer.last)
         return answer
@@ -143,10 +184,16 @@ class Catalogue:
         offer = self.offers.get(tree)
         return (await offer.run(lambda ledger: ledger.kept_root()) or None) if offer else None
 
-    async def journal(self, tree: str, after: wire.Cursor, limit: int) -> wire.Batch | wire.Behind | None:
-        """What came after `after`."""
+    async def journal(
+        self, tree: str, after: wire.Cursor, limit: int, proof: wire.Proof | None = None
+    ) -> wire.Batch | wire.Behind | None:
+        """What came after `after`, at most up to `proof`."""
         offer = self.offers.get(tree)
-        return await offer.journal(after, limit) if offer else None
+        return await offer.journal(after, limit, proof) if offer else None
+
+    async def proved(self, tree: str, sequence: int) -> wire.Proof | None:
+        """Return the newest root once one stands at `sequence` or beyond; None when none can come soon."""
+        return await self.offers[tree].proved(sequence)
 
     async def changed(self, tree: str, sequence: int) -> None:
         """Return once the journal is beyond `sequence`."""

@@ -91,12 +91,17 @@ class Parent:
         return body
 
     async def journal(
-        self, tree: str, after: wire.Cursor, wait_s: float = 50.0, published: wire.Cursor | None = None
+        self,
+        tree: str,
+        after: wire.Cursor,
+        wait_s: float = 50.0,
+        published: wire.Cursor | None = None,
+        prove: bool = False,
     ) -> wire.Batch | wire.Behind:
         """What came after the cursor `after`, up to which all is published here; waits at most `wait_s` for something.
 
         `published`: only so much is, who asks is ahead of it. An empty batch: nothing came. Cursor(): for a child that has
-        none; it is told where to begin (Behind).
+        none; it is told where to begin (Behind). `prove`: up to where a signed root stands, with the root; waits for one.
         """
         status, body, _ = await self._ask(
             "GET",
@@ -104,7 +109,7 @@ class Parent:
             "journal",
             wire.MAX_BATCH_BYTES,
             (200, 410),
-            query=wire.journal_query(after, wait_s, published),
+            query=wire.journal_query(after, wait_s, published, prove),
             timeout_s=_TIMEOUT_S + wait_s,
         )
         if status != 200:
@@ -274,7 +279,7 @@ def _check_forward(batch: wire.Batch, after: wire.Cursor) -> None:
     """MessageError for an answer that would be asked for again and again, or take the copy back in the journal."""
     cursor = batch.cursor
     is_back = cursor.journal != after.journal or not after.sequence <= cursor.sequence <= batch.last
-    is_idle = not batch.changes and cursor.sequence == after.sequence < batch.last
+    is_idle = not batch.changes and cursor.sequence == after.sequence < batch.last and not batch.root
     if is_back or is_idle or (batch.changes and cursor.sequence == after.sequence):
         raise MessageError(
             f"a journal page from {after.sequence} to {cursor.sequence} of {batch.last}, with {len(batch.changes)} changes",

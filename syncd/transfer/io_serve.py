@@ -41,8 +41,19 @@ class Source(Protocol):
     async def root(self, tree: str) -> bytes | None:
         """The signed root."""
 
-    async def journal(self, tree: str, after: wire.Cursor, limit: int) -> wire.Batch | wire.Behind | None:
-        """What came after `after`, from at most `limit` written changes; an empty batch when there is nothing new."""
+    async def journal(
+        self, tree: str, after: wire.Cursor, limit: int, proof: wire.Proof | None = None
+    ) -> wire.Batch | wire.Behind | None:
+        """What came after `after`, from at most `limit` written changes; an empty batch when there is nothing new.
+
+        With `proof` nothing that came after it, and its root when the batch ends just there.
+        """
+
+    async def proved(self, tree: str, sequence: int) -> wire.Proof | None:
+        """Return the newest root once one is known to stand at `sequence` or beyond; one is made as soon as can be.
+
+        None when none can be, just now.
+        """
 
     async def changed(self, tree: str, sequence: int) -> None:
         """Return once the journal is beyond `sequence`: at once when it is already."""
@@ -193,24 +204,28 @@ class Server:
 
     async def _journal(self, request: web.Request) -> web.StreamResponse:
         with self._asked(request) as (node, tree):
-            after, wait_s, published = wire.parse_journal_query(request.query)
+            after, wait_s, published, prove = wire.parse_journal_query(request.query)
             answer = await self._read(tree, after)
             if isinstance(answer, wire.Batch):
                 await self._source.moved(tree, node, published)
-                if answer.cursor == after and wait_s:
+                if prove or (answer.cursor == after and wait_s):
+                    proof = None
                     with suppress(TimeoutError):
                         async with asyncio.timeout(min(wait_s, self._limits.wait_s)):
-                            await self._source.changed(tree, after.sequence)
-                    answer = await self._read(tree, after)
+                            if prove:
+                                proof = await self._source.proved(tree, after.sequence)
+                            else:
+                                await self._source.changed(tree, after.sequence)
+                    answer = await self._read(tree, after, proof)
             if isinstance(answer, wire.Behind):
                 return web.Response(status=410, body=wire.encode_behind(answer), content_type="application/json")
             return web.Response(body=wire.encode_batch(answer), content_type="application/octet-stream")
 
-    async def _read(self, tree: str, after: wire.Cursor) -> wire.Batch | wire.Behind:
+    async def _read(self, tree: str, after: wire.Cursor, proof: wire.Proof | None = None) -> wire.Batch | wire.Behind:
         """The journal after a cursor. Less at a time when it would be too large: a coalesced batch cannot be cut."""
         limit = wire.MAX_BATCH
         while True:
-            answer = await self._source.journal(tree, after, limit)
+            answer = await self._source.journal(tree, after, limit, proof)
             if answer is None:
                 raise _nothing_yet(tree)
             if limit == 1 or isinstance(answer, wire.Behind) or wire.size_of(answer) <= wire.MAX_BATCH_BYTES:

@@ -2,7 +2,8 @@
 
     GET  /v1/trees/TREE/root                          the signed root; `ETag`, so that "nothing changed" is one 304
     GET  /v1/trees/TREE/journal?id=ID&after=N&wait=S  a line of JSON, then changes (change_codec); waits for one.
-                                                      `published=M`: only so much is published (N when left out)
+                                                      `published=M`: only so much is published (N when left out);
+                                                      `prove=1`: up to where a signed root stands, with that root
     POST /v1/trees/TREE/listings                      paths, NUL behind each; answered by framed listings
     GET  /v1/trees/TREE/links                         names that are one file, NUL behind each and behind each group
     POST /v1/trees/TREE/files                         paths, NUL behind each; answered by framed contents of small files
@@ -28,6 +29,7 @@ from core.errors import MessageError
 from core.tokens import authenticate
 from syncd.model import MAX_NAME_BYTES, MAX_PATH_BYTES, Change, PathError, check_path
 from syncd.store.manifest import MAX_ASKED, MAX_LISTING_BYTES
+from syncd.store.signed_root import MAX_ROOT_BYTES
 from syncd.transfer.change_codec import pack_changes, unpack_changes
 
 UPGRADE = "nearpath-rsync"
@@ -124,7 +126,7 @@ class Batch:
     """Changes after a cursor; `cursor` is where to go on from once they are published, `last` the newest there is.
 
     Who has everything up to `last` has what the origin had `lag_s` seconds before this was sent (at most), and all of the
-    origin's `version`.
+    origin's `version`. `root`: the signed root of the tree as it is at just `cursor`; b"": none is known, or asked.
     """
 
     changes: Sequence[Change]
@@ -132,6 +134,15 @@ class Batch:
     last: int
     lag_s: float = 0.0
     version: int = 0
+    root: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The tree as it is at `sequence` of a node's own journal has this signed root."""
+
+    sequence: int
+    root: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +153,25 @@ class Behind:
     why: str
 
 
-def journal_query(after: Cursor, wait_s: float, published: Cursor | None = None) -> dict[str, str]:
+class Question(NamedTuple):
+    """What a child asks of a journal. `wait_s`: at most so long for something to come, or for a root with `prove`."""
+
+    after: Cursor
+    wait_s: float
+    published: Cursor
+    prove: bool
+
+
+def journal_query(after: Cursor, wait_s: float, published: Cursor | None = None, prove: bool = False) -> dict[str, str]:
     """The query of a request for what came after `after`; `published`: all that is published, when that is less."""
     query = {"id": after.journal.hex(), "after": str(after.sequence), "wait": f"{wait_s:.3f}"}
-    return query if published is None else {**query, "published": str(published.sequence)}
+    if published is not None:
+        query["published"] = str(published.sequence)
+    return {**query, "prove": "1"} if prove else query
 
 
-def parse_journal_query(query: Mapping[str, str]) -> tuple[Cursor, float, Cursor]:
-    """(cursor, how long to wait in seconds, at most MAX_WAIT_S, what is published); MessageError when not of its form."""
+def parse_journal_query(query: Mapping[str, str]) -> Question:
+    """What is asked; `wait_s` is MAX_WAIT_S at most. MessageError when it is not of its form."""
     after, wait = query.get("after", "0"), query.get("wait", "0")
     published = query.get("published", after)
     for name, text in (("after", after), ("published", published)):
@@ -159,21 +181,27 @@ def parse_journal_query(query: Mapping[str, str]) -> tuple[Cursor, float, Cursor
         raise MessageError(f"published={published} is beyond after={after}", "the sender is broken")
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", wait):
         raise MessageError(f"wait={wait[:40]!r} is not a number of seconds", f"0 to {MAX_WAIT_S:g}")
+    if (prove := query.get("prove", "0")) not in ("0", "1"):
+        raise MessageError(f"prove={prove[:40]!r} is neither 0 nor 1", "the sender is broken, or newer")
     journal = _id(query.get("id", ""))
-    return Cursor(journal, int(after)), min(float(wait), MAX_WAIT_S), Cursor(journal, int(published))
+    return Question(
+        Cursor(journal, int(after)), min(float(wait), MAX_WAIT_S), Cursor(journal, int(published)), prove == "1"
+    )
 
 
 def encode_batch(batch: Batch) -> bytes:
     """A line of JSON, which says how many changes follow, and the changes."""
     head = {"id": batch.cursor.journal.hex(), "cursor": batch.cursor.sequence, "last": batch.last}
     head |= {"lag_ms": min(round(batch.lag_s * 1000), MAX_SEQUENCE), "version": batch.version}
+    if batch.root:
+        head["root"] = batch.root.hex()
     line = json.dumps({**head, "changes": len(batch.changes)}).encode("ascii")
     return b"\n".join([line, pack_changes(batch.changes)])
 
 
 def size_of(batch: Batch) -> int:
     """Bytes that `encode_batch` makes, at most."""
-    return 300 + len(pack_changes(batch.changes))
+    return 300 + 2 * MAX_ROOT_BYTES + len(pack_changes(batch.changes))
 
 
 def decode_batch(data: bytes) -> Batch:
@@ -187,7 +215,8 @@ def decode_batch(data: bytes) -> Batch:
         raise MessageError("a journal batch without an end of its head", "it was cut")
     changes = unpack_changes(body, count)
     cursor = Cursor(_id(head.get("id")), _int(head, "cursor"))
-    return Batch(changes, cursor, _int(head, "last"), _int(head, "lag_ms") / 1000, _int(head, "version"))
+    last, lag_s, version = _int(head, "last"), _int(head, "lag_ms") / 1000, _int(head, "version")
+    return Batch(changes, cursor, last, lag_s, version, _root(head.get("root", "")))
 
 
 def encode_behind(behind: Behind) -> bytes:
@@ -406,6 +435,12 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 def _hex(value: object, size: int) -> bytes:
     if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value):
         raise MessageError(f"{str(value)[:80]!r} is not of its form", f"{2 * size} hex digits belong there")
+    return bytes.fromhex(value)
+
+
+def _root(value: object) -> bytes:
+    if not isinstance(value, str) or len(value) > 2 * MAX_ROOT_BYTES or not re.fullmatch("(?:[0-9a-f]{2})*", value):
+        raise MessageError(f"{str(value)[:80]!r} is not a signed root", f"hex digits of at most {MAX_ROOT_BYTES} bytes")
     return bytes.fromhex(value)
 
 

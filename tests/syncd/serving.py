@@ -38,6 +38,8 @@ class FakeTree:
         self.cursors: dict[tuple[str, str], wire.Cursor] = {}
         self.limits: list[int] = []
         self.asked = 0
+        self.proof: wire.Proof | None = None
+        self.wanted: list[int] = []
         self.news = asyncio.Event()
         self.blob: bytes | None = sign_root(Root("t", 1, b"h" * 32, 0, 1.0), SEED)
         self.manifest = Manifest(self.entries)
@@ -56,13 +58,30 @@ class FakeTree:
     async def root(self, tree: str) -> bytes | None:
         return self.blob if tree == "t" else None
 
-    async def journal(self, tree: str, after: wire.Cursor, limit: int) -> wire.Batch | wire.Behind | None:
+    async def journal(
+        self, tree: str, after: wire.Cursor, limit: int, proof: wire.Proof | None = None
+    ) -> wire.Batch | wire.Behind | None:
         self.limits.append(limit)
         last = len(self.changes)
         if after.journal != ID or after.sequence < self.floor:
             return wire.Behind(wire.Cursor(ID, last), "too far")
-        found = tuple(self.changes[after.sequence :][:limit])
-        return wire.Batch(found, wire.Cursor(ID, found[-1].sequence if found else after.sequence), last)
+        found = tuple(self.changes[after.sequence : None if proof is None else proof.sequence][:limit])
+        end = found[-1].sequence if found else after.sequence
+        root = proof.root if proof is not None and proof.sequence == end else b""
+        return wire.Batch(found, wire.Cursor(ID, end), last, root=root)
+
+    async def proved(self, tree: str, sequence: int) -> wire.Proof | None:
+        self.wanted.append(sequence)
+        while self.proof is None or self.proof.sequence < sequence:
+            self.news.clear()
+            await self.news.wait()
+        return self.proof
+
+    def prove(self, sequence: int) -> bytes:
+        """The tree as it is at `sequence` is proved; the root."""
+        self.proof = wire.Proof(sequence, sign_root(Root("t", 1, b"h" * 32, sequence, 1.0), SEED))
+        self.news.set()
+        return self.proof.root
 
     async def changed(self, tree: str, sequence: int) -> None:
         while len(self.changes) <= sequence:

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from core.config_sync import Tree
 from core.errors import MessageError
 from core.io_http import bind_tcp, bound_address
 from core.tokens import token_sha256
-from syncd.copy import io_failures, io_wishes, unsigned
+from syncd.copy import io_failures, io_wishes, proofs, unsigned
 from syncd.copy.child_status import Activity
 from syncd.copy.io_child import Follower
 from syncd.copy.note import encode_changes
@@ -155,13 +157,29 @@ class Twisted(Catalogue):
     def __init__(self, origin: Origin) -> None:
         super().__init__({"t": origin.offer})
         self.page: Callable[[wire.Cursor], wire.Batch] | None = None
+        self.lies: Path | None = None
+        self.proves = False
+        """the origin's newest root is sent with each page that is to be proved, wherever it stands"""
         self.frozen: bytes | None = None
 
     async def root(self, tree: str) -> bytes | None:
         return self.frozen or await super().root(tree)
 
-    async def journal(self, tree: str, after: wire.Cursor, limit: int) -> wire.Batch | wire.Behind | None:
-        return self.page(after) if self.page and after.journal else await super().journal(tree, after, limit)
+    async def journal(
+        self, tree: str, after: wire.Cursor, limit: int, proof: wire.Proof | None = None
+    ) -> wire.Batch | wire.Behind | None:
+        if not self.page or not after.journal:
+            return await super().journal(tree, after, limit, proof)
+        answer = self.page(after)
+        return answer if proof is None else replace(answer, root=proof.root)
+
+    async def proved(self, tree: str, sequence: int) -> wire.Proof | None:
+        if not self.page:
+            return await super().proved(tree, sequence)
+        return wire.Proof(sequence, await super().root(tree) or b"") if self.proves else None
+
+    async def path(self, tree: str) -> str | None:
+        return str(self.lies) if self.lies else await super().path(tree)
 
 
 class One:
@@ -301,6 +319,54 @@ async def test_a_tree_that_the_origin_did_not_sign_is_not_fresh_and_its_parent_i
         await until(lambda: follower.current_asked_s > fresh_s)
 
 
+def without_pause(slipped_in: Entry) -> Callable[[wire.Cursor], wire.Batch]:
+    """Pages that bring a file once, and change a directory without end."""
+    times = itertools.count(1)
+
+    def page(after: wire.Cursor) -> wire.Batch:
+        number = next(times)
+        entry = slipped_in if number == 3 else Entry(b"d", Kind.DIRECTORY, 0o755, mtime_ns=number * 10**9)
+        now = after.sequence + 1
+        return wire.Batch((Change(now, Op.UPSERT, entry.path, entry),), wire.Cursor(after.journal, now), now)
+
+    return page
+
+
+@pytest.mark.parametrize("proves", [False, True], ids=["with no root", "with roots that stand for something else"])
+async def test_a_parent_that_changes_things_without_pause_is_held_against_the_signature(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, proves: bool
+) -> None:
+    """Such a copy was never at rest, and so believed whatever came for ever."""
+    monkeypatch.setattr(proofs, "EVERY_S", 0.02)
+    monkeypatch.setattr(proofs, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(proofs, "PATIENCE_S", 9.0 if proves else 0.3)
+    monkeypatch.setattr(unsigned, "UNSIGNED_S", 0.2)
+    nodes.write("d/a")
+    async with nodes.following() as follower:
+        await nodes.until_current(follower)
+        await until(lambda: follower.freshness().lag_s < 60)
+        shutil.copytree(nodes.tree, nodes.home / "lies", copy_function=shutil.copy2)
+        evil = nodes.home / "lies" / "d" / "evil"
+        evil.write_text("slipped in")
+        nodes.lineage.faults.clear()
+        began_s = time.monotonic()
+        size, mtime_ns = evil.stat().st_size, evil.stat().st_mtime_ns
+        nodes.source.page = without_pause(Entry(b"d/evil", Kind.FILE, 0o644, size, mtime_ns))
+        nodes.source.lies, nodes.source.proves = nodes.home / "lies", proves
+        follower.look()
+        await until(lambda: "d/evil" in names(nodes.copied))
+        await until(lambda: bool(nodes.lineage.faults))
+        assert ("did not sign" if proves else "shows no root") in nodes.lineage.faults[0]
+        published = follower.status.published
+        await until(lambda: follower.status.published > published + 5)  # it has no other parent
+        fresh_s = follower.site.knowledge.said.current_s
+        assert fresh_s is not None
+        assert fresh_s <= began_s, "it is not fresh, whatever comes"
+        nodes.source.page = nodes.source.lies = None
+        await nodes.until_current(follower)
+        await until(lambda: (follower.site.knowledge.said.current_s or 0) > began_s)
+
+
 async def test_nothing_is_taken_of_a_parent_whose_root_another_key_signed(nodes: Nodes) -> None:
     """Seen in an audit: a copy with a wrong `public_key` fetched and published all, and said so afterwards."""
     nodes.write("d/a")
@@ -342,12 +408,12 @@ async def test_what_comes_after_another_key_signed_is_not_taken_and_the_copy_age
         nodes.lineage.faults.clear()
         nodes.source.frozen = sign_root(nodes.origin.root, b"k" * 32)
         await until(lambda: bool(nodes.lineage.faults))
-        proved_s = time.monotonic() - follower.freshness().lag_s
+        proved_s = follower.site.knowledge.said.current_s
         nodes.lineage.faults.clear()
         nodes.write("d/put in by the parent")
         await until(lambda: len(nodes.lineage.faults) > 2)
         assert names(nodes.copied) == ["d", "d/a"]
-        assert abs(time.monotonic() - follower.freshness().lag_s - proved_s) < 0.2
+        assert follower.site.knowledge.said.current_s == proved_s
         nodes.source.frozen = None
         await nodes.until_current(follower)
 

@@ -94,6 +94,15 @@ def test_the_slowest_child_holds_changes_back_but_not_for_ever(db: sqlite3.Conne
     assert journal.cursors() == {"fast": (9, 9000.0)}
 
 
+@pytest.mark.parametrize(("until", "limit", "end"), [(4, 9, 4), (4, 2, 3), (1, 9, 1), (0, 9, 1), (9, 9, 5)])
+def test_a_page_ends_where_it_is_to_end(db: sqlite3.Connection, until: int, limit: int, end: int) -> None:
+    append(db, *(Draft(Op.DELETE, b"%d" % i) for i in range(5)))
+    journal = Journal(db)
+    page = journal.read(journal.journal_id, 1, limit, until)
+    assert isinstance(page, Page)
+    assert (page.cursor, len(page.changes), page.last) == (end, end - 1, 5)
+
+
 def test_without_children_changes_are_kept_for_their_age(db: sqlite3.Connection) -> None:
     append(db, Draft(Op.DELETE, b"old"), at_s=1000.0)
     append(db, Draft(Op.DELETE, b"new"), at_s=5000.0)

@@ -14,6 +14,7 @@ from core.config_sync import Tree
 from syncd.source import io_origin
 from syncd.source.io_origin import Origin
 from syncd.source.io_source import SourceTree, State
+from syncd.store import io_offer
 from syncd.store.io_signer import sign
 from tests.syncd.serving import until
 
@@ -39,7 +40,7 @@ async def test_a_signer_that_fails_for_whatever_reason_signs_later(
 ) -> None:
     failed: list[Exception] = []
     monkeypatch.setattr(io_origin, "REOPEN_S", 0.05)
-    monkeypatch.setattr(io_origin, "sign", once(sign, sqlite3.OperationalError("disk I/O error"), failed))
+    monkeypatch.setattr(io_offer, "sign", once(sign, sqlite3.OperationalError("disk I/O error"), failed))
     origin = make_origin(tmp_path)
     await origin.start()
     try:

@@ -281,11 +281,13 @@ class Said(Catalogue):
         """said to whoever asks, until it is taken"""
         self.told_at = -1
 
-    async def journal(self, tree: str, after: wire.Cursor, limit: int) -> wire.Batch | wire.Behind | None:
+    async def journal(
+        self, tree: str, after: wire.Cursor, limit: int, proof: wire.Proof | None = None
+    ) -> wire.Batch | wire.Behind | None:
         if self.told is not None and after.journal and self.told_at in (-1, after.sequence):
             self.told_at = after.sequence
             return wire.Batch((self.told,), replace(after, sequence=after.sequence + 1), after.sequence + 1)
-        return await super().journal(tree, after, limit)
+        return await super().journal(tree, after, limit, proof)
 
     async def path(self, tree: str) -> str | None:
         return str(self.lies) if self.lies is not None else await super().path(tree)

@@ -315,6 +315,36 @@ async def test_a_long_poll_ends_with_the_change(site: Site) -> None:
     assert batch.cursor.sequence == 1
 
 
+async def test_a_batch_that_is_to_be_proved_ends_where_a_root_stands(site: Site) -> None:
+    site.source.add(*(b"%d" % i for i in range(5)))
+    root = site.source.prove(3)
+    found = []
+    for after in (1, 3):  # at 3 there is nothing up to the root but the root
+        batch = await site.parent.journal("t", wire.Cursor(ID, after), prove=True)
+        assert isinstance(batch, wire.Batch)
+        found.append((len(batch.changes), batch.cursor.sequence, batch.last, batch.root))
+    assert found == [(2, 3, 5, root), (0, 3, 5, root)]
+    asked = asyncio.create_task(site.parent.journal("t", wire.Cursor(ID, 4), prove=True))
+    await until(lambda: site.source.wanted[-1] == 4)
+    assert not asked.done(), "the root that is known is older"
+    root = site.source.prove(5)
+    batch = await asked
+    assert isinstance(batch, wire.Batch)
+    assert (len(batch.changes), batch.root) == (1, root)
+
+
+async def test_without_a_root_in_time_a_batch_is_not_proved(tmp_path: Path) -> None:
+    async with served(tmp_path, limits=Limits(wait_s=0.02)) as site:
+        site.source.prove(1)
+        site.source.add(b"a", b"b", b"c")
+        batch = await site.parent.journal("t", wire.Cursor(ID, 2), wait_s=60, prove=True)
+        assert isinstance(batch, wire.Batch)
+        assert (batch.cursor.sequence, batch.root) == (3, b"")
+        batch = await site.parent.journal("t", wire.Cursor(ID, 0), wait_s=60)
+        assert isinstance(batch, wire.Batch)
+        assert (batch.cursor.sequence, batch.root) == (3, b""), "it was not asked"
+
+
 async def test_a_long_poll_is_bounded_by_the_parent(tmp_path: Path) -> None:
     async with served(tmp_path, limits=Limits(wait_s=0.05)) as site:
         assert await site.parent.journal("t", wire.Cursor(ID, 0), wait_s=60) == wire.Batch((), wire.Cursor(ID, 0), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from core.errors import MessageError
 from core.tokens import token_sha256
 from syncd.model import Change, Entry, Kind, Op
 from syncd.store.manifest import MAX_ASKED
+from syncd.store.signed_root import MAX_ROOT_BYTES
 from syncd.transfer.wire import (
     MAX_BATCH_BYTES,
     MAX_FILES_ASKED,
@@ -80,7 +82,8 @@ def changes(draw: st.DrawFn) -> Change:
     return Change(draw(numbers), op, path, entry, source)
 
 
-batches = st.builds(Batch, st.lists(changes(), max_size=8).map(tuple), cursors, numbers)
+roots = st.just(b"") | st.binary(max_size=MAX_ROOT_BYTES)
+batches = st.builds(Batch, st.lists(changes(), max_size=8).map(tuple), cursors, numbers, root=roots)
 
 
 @given(batches)
@@ -124,6 +127,14 @@ def test_a_batch_beyond_the_limit_is_not_even_looked_at() -> None:
         decode_batch(b" " * (MAX_BATCH_BYTES + 1))
 
 
+@pytest.mark.parametrize("root", ["0", "0g", "AA", "00" * (MAX_ROOT_BYTES + 1), 1, None, ["00"]])
+def test_a_batch_with_something_else_than_a_root_is_refused(root: object) -> None:
+    head = {"id": "00" * 16, "cursor": 1, "last": 1, "lag_ms": 0, "version": 1, "changes": 0}
+    assert decode_batch(json.dumps({**head, "root": "00ff"}).encode() + b"\n").root == b"\x00\xff"
+    with pytest.raises(MessageError, match="is not a signed root"):
+        decode_batch(json.dumps({**head, "root": root}).encode() + b"\n")
+
+
 def test_deep_json_is_refused() -> None:
     with pytest.raises(MessageError):
         decode_batch(b"[" * 100_000 + b"\n")
@@ -136,20 +147,22 @@ def test_behind_arrives_as_it_was(cursor: Cursor, why: str) -> None:
 
 @given(cursors, st.floats(0, MAX_WAIT_S))
 def test_a_journal_query_arrives_as_it_was(cursor: Cursor, wait_s: float) -> None:
-    found, found_s, published = parse_journal_query(journal_query(cursor, wait_s))
-    assert found == published == cursor
-    assert found_s == pytest.approx(wait_s, abs=0.001)
+    for prove in (False, True):
+        found = parse_journal_query(journal_query(cursor, wait_s, prove=prove))
+        assert found.after == found.published == cursor
+        assert found.wait_s == pytest.approx(wait_s, abs=0.001)
+        assert found.prove is prove
 
 
 def test_a_child_that_asks_ahead_says_what_is_published() -> None:
     after, published = Cursor(b"j" * 16, 12), Cursor(b"j" * 16, 7)
-    assert parse_journal_query(journal_query(after, 0.0, published)) == (after, 0.0, published)
+    assert parse_journal_query(journal_query(after, 0.0, published)) == (after, 0.0, published, False)
     with pytest.raises(MessageError, match="published=13 is beyond after=12"):
         parse_journal_query(journal_query(after, 0.0, Cursor(b"j" * 16, 13)))
 
 
 def test_a_wait_is_bounded_and_defaults_are_a_child_without_a_cursor() -> None:
-    assert parse_journal_query({"wait": "999999"}) == (Cursor(), MAX_WAIT_S, Cursor())
+    assert parse_journal_query({"wait": "999999"}) == (Cursor(), MAX_WAIT_S, Cursor(), False)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +171,7 @@ def test_a_wait_is_bounded_and_defaults_are_a_child_without_a_cursor() -> None:
         *({"after": value} for value in ("-1", "", "9" * 19, "1e3", "\u0663")),
         {"after": "9", "published": "-1"},
         *({"wait": value} for value in ("nan", "-1", "inf", "1e9")),
+        *({"prove": value} for value in ("", "2", "yes")),
         *({"id": value} for value in ("00", "g" * 32, "0" * 34)),
     ],
 )
