@@ -55,6 +55,13 @@ class CacheMetrics:
                 ("local_infer_cache_follow_places", "Requests whose continuations are remembered"),
             )
         }
+        self._full = Gauge(
+            "local_infer_cache_full_ratio",
+            "How full what is bounded is, 0 to 1: memory, disk (as last written), keys (of requests known by their "
+            "bytes), follow (what is remembered of continuations)",
+            ["store"],
+            registry=registry,
+        )
         self._lookup_of = {
             found: self._lookups.labels(found) for found in ("fresh", "revalidate", "stale", "miss", "skipped")
         }
@@ -64,6 +71,11 @@ class CacheMetrics:
         """Where each gauge is read."""
         for name, function in read.items():
             self._gauges[name].set_function(function)
+
+    def watch_full(self, read: Mapping[str, Callable[[], float]]) -> None:
+        """Where it is read how full each store is."""
+        for store, function in read.items():
+            self._full.labels(store).set_function(function)
 
     def looked_up(self, found: str) -> None:
         """A look-up."""

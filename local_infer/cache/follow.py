@@ -54,6 +54,11 @@ class Follow:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def full_ratio(self) -> float:
+        """How much of what it may take it takes, 0 to 1."""
+        return max(len(self._places) / MAX_PLACES, self.used_bytes / MAX_BYTES)
+
     def visit(self, key: bytes) -> list[Recipe]:
         """Note that the request of `key` was made; what likely follows it, most likely first."""
         place = self._places.get(key)

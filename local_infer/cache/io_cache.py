@@ -71,6 +71,14 @@ class Cache(ExactCache):
                 "follow_places": lambda: len(self._follow),
             }
         )
+        self._metrics.watch_full(
+            {
+                "memory": lambda: self._memory.used_bytes / max(1, self._memory.limit_bytes),
+                "disk": lambda: float(getattr(self._store, "full_ratio", 0.0)),
+                "keys": lambda: len(self._keys) / _KNOWN_KEYS,
+                "follow": lambda: self._follow.full_ratio,
+            }
+        )
 
     @classmethod
     async def start(cls, config: InferConfig, clock: Clock, registry: CollectorRegistry) -> Cache:

@@ -105,6 +105,8 @@ class DiskCache:
         self._read_again_s = 0.0
         self.dropped = 0
         """Entries that were not written, because the disk was too slow or failed."""
+        self.full_ratio = 0.0
+        """How much of what the file may have it had, with what was then written."""
 
     @classmethod
     async def open(cls, file: Path, limit_bytes: int, lifetime_s: float, clock: Clock) -> DiskCache:
@@ -243,6 +245,7 @@ class DiskCache:
         spare = 0
         while True:
             used = (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * page_bytes
+            self.full_ratio = min(1.0, (used + coming_bytes) / self._limit_bytes)
             excess = used + coming_bytes + spare - self._limit_bytes
             if excess <= 0:
                 return

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +21,13 @@ import uvloop
 
 from core.errors import NearpathError
 from core.io_config_infer import read_infer_config
+from local_infer.load.io_filling import Filled, fill
 from local_infer.load.io_load import Load, Plan, Run
-from local_infer.load.io_processes import KEY, Watched, pid_of, playing_upstreams, running_gateway
-from local_infer.load.io_report import as_json, print_report
+from local_infer.load.io_processes import KEY, Watched, free_port, pid_of, playing_upstreams, running_gateway
+from local_infer.load.io_report import as_json, print_report, slope_of, slope_words
 from local_infer.load.io_upstream import MODEL
-from local_infer.load.shots import PROFILES, Profile, Shooter
+from local_infer.load.shots import PROFILES, Habits, Profile, Shooter
+from local_infer.load.slope import Slope
 from local_infer.retrieval.faq import FaqEntry
 from local_infer.retrieval.io_build import build_index
 
@@ -35,12 +37,24 @@ _UPSTREAMS = 2
 _TELL_EVERY_S = 60.0
 
 _LEAVE_SHARE = 0.03
-_RESUME_SHARE = 0.3
-"""With faults: streams that the client walks away from, and streams that may be continued elsewhere."""
+"""With faults: streams that the client walks away from."""
 
-_SMALL: dict[str, Any] = {"memory": "8MiB", "disk": "64MiB", "fresh_for": "20s", "revalidate_for": "10s"}
-"""With faults: caches that are full within minutes, so that an hour's memory is told from their filling, and answers that
-get stale within a round of faults, so that every age of them is met."""
+_HABITS = Habits(resume=0.3, keep=0.7, look_up=0.3, stored=5000)
+"""With faults: streams that may be continued elsewhere, chats that are kept, so that what follows what is learned, and
+more stored questions than their wordings are kept of.
+"""
+
+_SMALL: dict[str, Any] = {"memory": "8MiB", "disk": "16MiB", "fresh_for": "20s", "revalidate_for": "10s"}
+"""With faults: caches that are full soon, so that an hour's memory is told from their filling, and answers that get stale
+within a round of faults, so that every age of them is met."""
+
+_SHADOW = "5%"
+_VERIFIED_KEPT = 200
+"""With faults: more is learned than by default, and less of it is kept."""
+
+_FILL_FASTER = 4.0
+_FILL_MOST_S = 420.0
+"""With faults: the stores are filled before, so much faster than the run is, and for so long at most."""
 
 _QUICK: dict[str, Any] = {
     "give_up": "2s", "connect": "1s", "first_byte": "3s", "whole": "5s", "between_chunks": "2s", "probe_every": "1s",
@@ -57,6 +71,15 @@ class Target:
     key: str
     model: str
     watched: Watched | None
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What was started for the run: where the gateway's log and metrics are, and how faults begin."""
+
+    log: Path
+    metrics_url: str
+    begin_faults: Callable[[], None]
 
 
 def bench_command(
@@ -90,39 +113,62 @@ def bench_command(
     if own == bool(url):
         raise NearpathError("what is to be asked?", "give either --self, or --url of a running gateway")
     rng = random.Random(seed)
-    shooter = Shooter(chosen, MODEL if own else model or MODEL, rng, _RESUME_SHARE if faults else 0.0)
+    shooter = Shooter(chosen, MODEL if own else model or MODEL, rng, _HABITS if faults else None)
     given = _given(url, _read_key(key_file), model or MODEL, pid, config)
-    with _start(shooter, faults, seed) if own else given as (one, log):
+    filled = None
+    with _start(shooter, faults, seed) if own else given as (one, ours):
         plan = Plan(
             one.url, one.key, seconds, _RATES[chosen] if rate is None else rate, concurrency or _AT_ONCE[chosen],
             check=check, leave=_LEAVE_SHARE if faults else 0.0,
         )  # fmt: skip
+        if faults and ours is not None:
+            filled = _fill(plan, shooter, rng, one, ours)
+            ours.begin_faults()
         run = _play(Load(plan, shooter, rng, one.watched, _teller(seconds)))
         died = one.watched is not None and not one.watched.alive()
+    slope = slope_of(run, faults=faults)
     facts = {"bench": "infer-load", "profile": chosen, "seed": seed, "rate": plan.rate, "concurrency": plan.concurrency}
     if as_json_:
-        print(json.dumps(as_json(run, facts)))
+        print(json.dumps(as_json(run, facts, slope, filled)))
     else:
-        print_report(run, facts)
-    if _tell_faults(run, log, died=died):
+        print_report(run, facts, slope, filled)
+    # Without faults nothing was filled before: memory may grow then.
+    grown = slope if filled is not None and slope is not None and slope.grows else None
+    if _tell_faults(run, ours, grown, died=died):
         raise typer.Exit(1)
-    if log is not None:
-        shutil.rmtree(log.parent, ignore_errors=True)
+    if ours is not None:
+        shutil.rmtree(ours.log.parent, ignore_errors=True)
 
 
-def _tell_faults(run: Run, log: Path | None, *, died: bool) -> bool:
+def _fill(plan: Plan, shooter: Shooter, rng: random.Random, one: Target, ours: Own) -> Filled:
+    rate = plan.rate * _FILL_FASTER
+    load = Load(replace(plan, rate=rate, seconds=_FILL_MOST_S, leave=0.0), shooter, rng, None, lambda _run, _s: None)
+    assert one.watched is not None
+    filled = fill(load, rate, ours.metrics_url, one.watched)
+    if filled.broken_off:
+        shutil.rmtree(ours.log.parent, ignore_errors=True)
+        print("ended while the stores were being filled: nothing was measured", file=sys.stderr)
+        raise typer.Exit(1)
+    stores = f"not full: {', '.join(filled.left)}" if filled.left else "all stores are full"
+    print(f"filled for {filled.seconds:.0f} s: {stores}, {filled.last_mb:.0f} MB", file=sys.stderr, flush=True)
+    return filled
+
+
+def _tell_faults(run: Run, ours: Own | None, grown: Slope | None, *, died: bool) -> bool:
     """Whether the run has failed; why, to standard error."""
     answered = run.all.outcomes["good"] > 0
     if not answered:
         codes = ", ".join(f"{count} {code}" for code, count in run.all.codes.most_common(5))
         told = f": {codes}" if codes else ""
         print(f"no request was answered{told}: look at --url, key and --model", file=sys.stderr)
-    if not run.all.bad and not died and answered:
+    if grown is not None:
+        print(slope_words(grown), file=sys.stderr)
+    if not run.all.bad and not died and answered and grown is None:
         return False
     for why in run.whys:
         print(why, file=sys.stderr)
-    if log is not None:
-        print(f"the gateway{' died; it' if died else ''} said: {log}", file=sys.stderr)
+    if ours is not None:
+        print(f"the gateway{' died; it' if died else ''} said: {ours.log}", file=sys.stderr)
     return True
 
 
@@ -141,9 +187,7 @@ def _read_key(file: Path | None) -> str:
 
 
 @contextmanager
-def _given(
-    url: str, key: str, model: str, pid: int | None, config: Path | None
-) -> Iterator[tuple[Target, Path | None]]:
+def _given(url: str, key: str, model: str, pid: int | None, config: Path | None) -> Iterator[tuple[Target, Own | None]]:
     if pid is None and config is not None:
         pid = pid_of(Path(read_infer_config(config).state_dir))
     watched = Watched(pid) if pid is not None else None
@@ -153,23 +197,27 @@ def _given(
 
 
 @contextmanager
-def _start(shooter: Shooter, faults: bool, seed: int) -> Iterator[tuple[Target, Path | None]]:
-    """A gateway of our own with an index of the FAQ, and where its log is: the caller removes that folder."""
+def _start(shooter: Shooter, faults: bool, seed: int) -> Iterator[tuple[Target, Own | None]]:
+    """A gateway of our own with an index of the FAQ; the caller removes the folder of its log."""
     folder = Path(tempfile.mkdtemp(prefix="local-infer-bench-"))
     entries = [FaqEntry(f"q{i}", (question,), answer, "", b"") for i, (question, answer) in enumerate(shooter.faq())]
     build_index(entries, folder / "faq", embedder=None, now=time.time())
-    sections: dict[str, Any] = {"retrieval": {"index": str(folder / "faq"), "keep": 1000}}
+    metrics = f"127.0.0.1:{free_port()}"
+    sections: dict[str, Any] = {"retrieval": {"index": str(folder / "faq")}, "metrics": {"listen": [metrics]}}
     if faults:
+        sections["retrieval"]["keep"] = _VERIFIED_KEPT
         sections["routing"] = _QUICK
         sections["cache"] = _SMALL
+        sections["ladder"] = {"shadow": _SHADOW}
     log = folder / "gateway.log"
     try:
         with (
             log.open("wb") as stderr,
-            playing_upstreams(_UPSTREAMS, faults=faults, seed=seed) as urls,
+            playing_upstreams(_UPSTREAMS, seed) as (urls, begin_faults),
             running_gateway(folder, urls, stderr, **sections) as (process, port),
         ):
-            yield Target(f"http://127.0.0.1:{port}/v1", KEY, MODEL, process), log
+            own = Own(log, f"http://{metrics}/metrics", begin_faults)
+            yield Target(f"http://127.0.0.1:{port}/v1", KEY, MODEL, process), own
     except NearpathError:
         print("".join(log.read_text("utf-8", "replace").splitlines(keepends=True)[-10:]), file=sys.stderr)
         raise

@@ -75,15 +75,21 @@ class Load:
         self._queue: asyncio.Queue[tuple[float, Shot]] = asyncio.Queue()
         self._urls: dict[str, URL] = {}
         self._stopping = False
+        self.interrupted = False
+        """Whether Ctrl-C ended it."""
 
     def stop(self) -> None:
         """Make no more requests; `run` returns what came of those made."""
         self._stopping = True
 
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self.stop()
+
     async def run(self) -> Run:
         """All of it; Ctrl-C ends it early."""
         plan, run = self._plan, self._run
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self.stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
         before_s = self._watched.cpu_s() if self._watched else 0.0
         own_s = time.process_time()
         started = time.monotonic()

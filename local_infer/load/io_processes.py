@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -118,15 +118,14 @@ def pid_of(state_dir: Path) -> int:
 
 
 @contextmanager
-def playing_upstreams(count: int, *, faults: bool, seed: int) -> Iterator[list[str]]:
-    """Played upstreams; their base URLs."""
-    command = [sys.executable, "-m", "local_infer.load.io_upstream", str(count), str(int(faults)), str(seed)]
-    process = Process(*command)
+def playing_upstreams(count: int, seed: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
+    """Played upstreams; their base URLs, and what makes them misbehave in turns from then on."""
+    process = Process(sys.executable, "-m", "local_infer.load.io_upstream", str(count), str(seed))
     try:
         ports = process.line().split()
         if len(ports) != count:
             raise NearpathError("the played upstreams did not start", "what they said is above")
-        yield [f"http://127.0.0.1:{port}/v1" for port in ports]
+        yield [f"http://127.0.0.1:{port}/v1" for port in ports], lambda: process.child.send_signal(signal.SIGUSR1)
     finally:
         process.stop()
 

@@ -1,7 +1,7 @@
 """The played upstreams: servers in one process that answer what `echo` says, and misbehave in turns when told to.
 
-`python -m local_infer.load.io_upstream PORTS FAULTS SEED` (numbers; FAULTS 0 or 1) prints the ports, and serves until
-killed.
+`python -m local_infer.load.io_upstream PORTS SEED` (numbers) prints the ports, and serves until killed; faults begin at
+SIGUSR1.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import socket
 import struct
 import sys
@@ -40,9 +41,10 @@ _TEAR = 0.2
 class Upstream:
     """One of them. `place` is its number, `rng` decides who meets a fault."""
 
-    def __init__(self, place: int, rng: random.Random, started_s: float | None) -> None:
+    def __init__(self, place: int, rng: random.Random) -> None:
         self.port = 0
-        self._place, self._rng, self._started_s = place, rng, started_s
+        self._place, self._rng = place, rng
+        self._started_s: float | None = None
         self._server = web.Server(self._handle, handler_cancellation=True)
         self._listener: asyncio.AbstractServer | None = None
 
@@ -53,6 +55,10 @@ class Upstream:
         sock.bind(("127.0.0.1", self.port))
         self.port = sock.getsockname()[1]
         self._listener = await asyncio.get_running_loop().create_server(self._server, sock=sock, backlog=1024)
+
+    def begin_faults(self) -> None:
+        """From now on misbehave in turns."""
+        self._started_s = time.monotonic()
 
     async def play(self) -> None:
         """Close the port, and all connections, whenever it is this one's turn to refuse them. For ever."""
@@ -204,16 +210,21 @@ def _dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-async def serve(count: int, faults: bool, seed: int) -> None:
+async def serve(count: int, seed: int) -> None:
     """Until killed."""
-    started_s = time.monotonic() if faults else None
-    upstreams = [Upstream(place, random.Random(f"{seed}/{place}"), started_s) for place in range(count)]
+    upstreams = [Upstream(place, random.Random(f"{seed}/{place}")) for place in range(count)]
     for upstream in upstreams:
         await upstream.listen()
+
+    def begin_faults() -> None:
+        for upstream in upstreams:
+            upstream.begin_faults()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, begin_faults)
     print(" ".join(str(upstream.port) for upstream in upstreams), flush=True)
     await asyncio.gather(*(upstream.play() for upstream in upstreams))
 
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(int(sys.argv[1]), sys.argv[2] == "1", int(sys.argv[3])))
+        runner.run(serve(int(sys.argv[1]), int(sys.argv[2])))

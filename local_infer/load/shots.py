@@ -28,6 +28,7 @@ _MIX: dict[Kind, float] = {"faq": 0.5, "chat-sse": 0.3, "grading": 0.05, "embedd
 """Share of the arrivals in `mixed`; an arrival of `grading` is a whole batch."""
 
 FAQ_QUESTIONS = 500
+_ALL_BUT_STORED = "upstream, cache, stale, generation"
 _BATCH = 8
 _MOST_TURNS = 8
 _ZIPF = 1.1
@@ -66,16 +67,28 @@ class Shot:
     conversation: Conversation | None = None
 
 
-class Shooter:
-    """Makes the requests of a profile. `resume`: share of streams that ask to be continued when they are cut."""
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """Shares of the requests: streams that ask to be continued when they are cut, chats that opt in to the cache, and
+    questions of `faq` that only what is stored may answer, one after the other of all `stored` ones.
+    """
 
-    def __init__(self, profile: Profile, model: str, rng: Random, resume: float = 0.0) -> None:
-        self._model, self._rng, self._resume = model, rng, resume
+    resume: float = 0.0
+    keep: float = 0.0
+    look_up: float = 0.0
+    stored: int = FAQ_QUESTIONS
+
+
+class Shooter:
+    """Makes the requests of a profile, with these `habits`."""
+
+    def __init__(self, profile: Profile, model: str, rng: Random, habits: Habits | None = None) -> None:
+        self._model, self._rng, self._habits = model, rng, habits or Habits()
         self._kinds: Sequence[Kind] = tuple(_MIX) if profile == "mixed" else (profile,)
         self._shares = [_MIX[kind] for kind in self._kinds]
         # Another run asks other questions, so that what an earlier one left in the caches proves nothing.
         self._run = rng.getrandbits(16)
-        self._count = 0
+        self._count = self._looked_up = 0
         self._popularity = [1.0 / rank**_ZIPF for rank in range(1, FAQ_QUESTIONS + 1)]
         self._waiting: list[Conversation] = []
 
@@ -84,6 +97,9 @@ class Shooter:
         (kind,) = self._rng.choices(self._kinds, self._shares)
         match kind:
             case "faq":
+                if self._rng.random() < self._habits.look_up:
+                    self._looked_up += 1
+                    return [self._faq(self._looked_up % self._habits.stored, {"X-Ladder-Refuse": _ALL_BUT_STORED})]
                 (rank,) = self._rng.choices(range(FAQ_QUESTIONS), self._popularity)
                 return [self._faq(rank)]
             case "chat-sse":
@@ -108,8 +124,8 @@ class Shooter:
             self._waiting.append(chat)
 
     def faq(self) -> list[tuple[str, str]]:
-        """(question, answer) of all questions of `faq` in this run, for an index of them."""
-        return [(self._question(rank), text_for(self._faq_marker(rank))) for rank in range(FAQ_QUESTIONS)]
+        """(question, answer) of all stored questions of this run, for an index of them."""
+        return [(self._question(rank), text_for(self._faq_marker(rank))) for rank in range(self._habits.stored)]
 
     # -- one of each
 
@@ -123,10 +139,10 @@ class Shooter:
     def _question(self, rank: int) -> str:
         return f"{_FAQ_TEXTS[rank % len(_FAQ_TEXTS)]} {self._faq_marker(rank)}"
 
-    def _faq(self, rank: int) -> Shot:
+    def _faq(self, rank: int, headers: dict[str, str] | None = None) -> Shot:
         stream = self._rng.random() < 0.3
         fields = {"temperature": 0, "messages": [{"role": "user", "content": self._question(rank)}]}
-        return self._shot("faq", fields, text_for(self._faq_marker(rank)), stream)
+        return self._shot("faq", fields, text_for(self._faq_marker(rank)), stream, headers)
 
     def _chat(self) -> Shot:
         chat = self._waiting.pop(self._rng.randrange(len(self._waiting))) if len(self._waiting) > 8 else Conversation()
@@ -134,7 +150,9 @@ class Shooter:
         if not chat.messages:
             chat.messages.append({"role": "system", "content": "You are the helpful assistant of a mirror."})
         chat.messages.append({"role": "user", "content": f"And what about this, 请说明 {marker}?"})
-        headers = {"X-Stream-Resume": "yes"} if self._rng.random() < self._resume else {}
+        headers = {"X-Stream-Resume": "yes"} if self._rng.random() < self._habits.resume else {}
+        if self._rng.random() < self._habits.keep:
+            headers["X-Cache"] = "keep"
         return self._shot("chat-sse", {"messages": list(chat.messages)}, text_for(marker), True, headers, chat)
 
     def _grade(self) -> Shot:

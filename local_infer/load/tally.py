@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,6 @@ import numpy as np
 from local_infer.load.verdict import BAD, Outcome, Verdict
 
 PERCENTILES = (50, 90, 95, 99, 99.9)
-_BLOCKS = 20
-_LEAST_S = 120.0
-_WARM_SHARE = 0.25
-"""The first part of a run is left out of the slope: caches fill, pools open, allocators find their size."""
 
 
 def _floats() -> array[float]:
@@ -85,42 +80,3 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float | None]:
 
 def _shares(counts: Mapping[str, int], whole: int) -> dict[str, float]:
     return {name: round(count / max(1, whole), 5) for name, count in sorted(counts.items())}
-
-
-@dataclass(frozen=True, slots=True)
-class Slope:
-    """A straight line through the memory of a run after its warm-up: MB an hour, and its standard error."""
-
-    mb_per_hour: float
-    error_mb_per_hour: float
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether the slope is not told from none (two standard errors)."""
-        return abs(self.mb_per_hour) <= 2 * self.error_mb_per_hour
-
-
-def fit_slope(samples: Sequence[tuple[float, float]]) -> Slope | None:
-    """The line through (seconds, MB) by least squares; None of less than two minutes.
-
-    Neighbouring samples are alike, so that the error of a plain fit would be far too small: it is made through the means
-    of BLOCKS stretches of time.
-    """
-    if not samples or samples[-1][0] - samples[0][0] < _LEAST_S:
-        return None
-    start_s, end_s = samples[0][0], samples[-1][0]
-    begin_s = start_s + _WARM_SHARE * (end_s - start_s)
-    width_s = (end_s - begin_s) / _BLOCKS
-    blocks: dict[int, list[tuple[float, float]]] = {}
-    for at_s, mb in samples:
-        if at_s >= begin_s and width_s > 0:
-            blocks.setdefault(min(_BLOCKS - 1, int((at_s - begin_s) / width_s)), []).append((at_s, mb))
-    if len(blocks) < 5:
-        return None
-    means = np.array([np.mean(block, axis=0) for block in blocks.values()])
-    hours, mbs = means[:, 0] / 3600, means[:, 1]
-    spread = hours - hours.mean()
-    slope = float(spread @ mbs / (spread @ spread))
-    rest = mbs - mbs.mean() - slope * spread
-    error = math.sqrt(float(rest @ rest) / (len(means) - 2) / float(spread @ spread))
-    return Slope(slope, error)

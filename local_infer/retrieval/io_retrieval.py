@@ -42,7 +42,7 @@ from local_infer.retrieval.ngrams import code_points, normalise
 from local_infer.retrieval.proof import Agreement, Proof, compare_answers, is_trusted, threshold_of
 from local_infer.retrieval.retrieval_metrics import RetrievalMetrics
 from local_infer.retrieval.sayings import gram_text
-from local_infer.retrieval.verdict import Found, Look, admissible, choose
+from local_infer.retrieval.verdict import Found, Look, admissible, choose, wordings_full_ratio
 from local_infer.retrieval.vetoes import is_said_anew
 from local_infer.retrieval.wording import Wording, read_wording
 
@@ -83,6 +83,8 @@ class Retrieval:
         self._kept = VerifiedIndex(self._store, Path(config.state_dir), providers, threads)
         self._metrics.entries.labels("verified").set_function(lambda: len(self._store.kept))
         self._metrics.entries.labels("faq").set_function(lambda: self._faq.questions)
+        self._metrics.full.labels("verified").set_function(lambda: len(self._store.kept) / max(1, self._config.keep))
+        self._metrics.full.labels("wordings").set_function(wordings_full_ratio)
 
     @property
     def step(self) -> Step:

@@ -33,4 +33,10 @@ class RetrievalMetrics:
             ["source", "outcome"],
             registry=registry,
         )
+        self.full = Gauge(
+            "local_infer_retrieval_full_ratio",
+            "How full what is bounded is, 0 to 1: verified (answers), wordings (of stored questions)",
+            ["store"],
+            registry=registry,
+        )
         self.entries = Gauge("local_infer_retrieval_entries", "Stored questions", ["source"], registry=registry)

@@ -40,8 +40,15 @@ class Found:
     made_s: float
 
 
+_KNOWN_WORDINGS = 4096
+
 # Wordings are too large to keep of every stored question, and the same few questions are asked most.
-stored_wording: Callable[[str], Wording] = lru_cache(maxsize=4096)(read_wording)
+stored_wording = lru_cache(maxsize=_KNOWN_WORDINGS)(read_wording)
+
+
+def wordings_full_ratio() -> float:
+    """How many of the wordings of stored questions that may be kept are, 0 to 1."""
+    return stored_wording.cache_info().currsize / _KNOWN_WORDINGS
 
 
 def doubt_everything(_: Found) -> bool:

@@ -19,7 +19,7 @@ from local_infer.load.io_load import Load, Plan, Run
 from local_infer.load.io_processes import Watched, pid_of
 from local_infer.load.io_report import as_json
 from local_infer.load.io_upstream import Upstream
-from local_infer.load.shots import Shooter
+from local_infer.load.shots import Habits, Shooter
 from local_infer.main import app
 from tests.local_infer.gateway import KEY, running_gateway, url_of
 from tests.local_infer.mock_upstream import MockUpstream, Reply
@@ -32,7 +32,7 @@ async def run(url: str, plan_seconds: float = 0.7, rate: float = 60.0, leave: fl
 
 
 async def test_every_kind_through_a_gateway(tmp_path: Path) -> None:
-    played = Upstream(0, random.Random(1), None)
+    played = Upstream(0, random.Random(1))
     await played.listen()
     stand_in = MockUpstream()
     stand_in.port = played.port
@@ -66,12 +66,21 @@ async def test_answers_of_others_and_none_are_found() -> None:
 def test_a_run_that_starts_all_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    arguments = ["bench", "--self", "--seconds", "1", "--profile", "faq", "--rate", "100", "--json"]
+    monkeypatch.setattr("local_infer.load.io_bench._FILL_MOST_S", 0.5)
+    monkeypatch.setattr("local_infer.load.io_bench._HABITS", Habits(resume=0.3, keep=0.7, look_up=0.3))
+    # Faults begin with a good time that is longer than this.
+    arguments = ["bench", "--self", "--faults", "--seconds", "1", "--profile", "mixed", "--rate", "100", "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout.splitlines()[-1])
     assert (told["bench"], told["errors"], told["lost"], told["crossed"]) == ("infer-load", 0, 0, 0)
     assert told["gateway"]["cpu_cores"] > 0
+    assert told["filling"]["requests"] > 0
+    assert set(told["filling"]["ratios"]) == {
+        "cache memory", "cache disk", "cache keys", "cache follow", "retrieval verified", "retrieval wordings"
+    }  # fmt: skip
+    assert 0 < told["filling"]["ratios"]["cache memory"] < 1
+    assert "not full: " in result.stderr
     assert sum(told["steps"].values()) == pytest.approx(1, abs=0.001)
     assert list(tmp_path.iterdir()) == []
 

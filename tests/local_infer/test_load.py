@@ -11,8 +11,8 @@ import pytest
 from local_infer.load.echo import answer_for, find_marker, json_for, make_marker, text_for, vector_for
 from local_infer.load.fault_turns import FAULT_S, GOOD_S, ROUND_S, TURNS, turn_at
 from local_infer.load.io_upstream import completion, embeddings, events
-from local_infer.load.shots import PROFILES, Shooter, Shot
-from local_infer.load.tally import Tally, fit_slope
+from local_infer.load.shots import PROFILES, Habits, Shooter, Shot
+from local_infer.load.tally import Tally
 from local_infer.load.verdict import Verdict, judge
 
 MARKER = make_marker(7)
@@ -116,11 +116,11 @@ def test_where_an_answer_came_from() -> None:
 
 
 def test_profiles() -> None:
-    shooter = Shooter("mixed", "bench", random.Random(1), resume=0.5)
+    shooter = Shooter("mixed", "bench", random.Random(1), Habits(resume=0.5))
     shots = [shot for _ in range(700) for shot in shooter.next()]
     kinds = Counter(shot.kind for shot in shots)
     assert set(kinds) == {"faq", "chat-sse", "grading", "embeddings", "models"}
-    again = Shooter("mixed", "bench", random.Random(1), resume=0.5)
+    again = Shooter("mixed", "bench", random.Random(1), Habits(resume=0.5))
     assert [shot.body for _ in range(700) for shot in again.next()] == [shot.body for shot in shots]
     faq = [shot for shot in shots if shot.kind == "faq"]
     assert len({shot.wanted for shot in faq}) < len(faq) / 2
@@ -148,20 +148,6 @@ def test_turns() -> None:
     assert turn_at(GOOD_S + FAULT_S) is None
     assert turn_at(ROUND_S - 0.01) is TURNS[-1]
     assert turn_at(ROUND_S) is None
-
-
-def test_slope() -> None:
-    rng = random.Random(5)
-    flat = [(float(s), 150 + rng.gauss(0, 1) + (20 if s < 500 else 0)) for s in range(0, 3600, 4)]
-    found = fit_slope(flat)
-    assert found is not None
-    assert found.within_noise
-    assert abs(found.mb_per_hour) < 1
-    leak = fit_slope([(float(s), 150 + s / 360 + rng.gauss(0, 1)) for s in range(0, 3600, 4)])  # 10 MB an hour
-    assert leak is not None
-    assert abs(leak.mb_per_hour - 10) < 1
-    assert not leak.within_noise
-    assert fit_slope([(0.0, 1.0), (60.0, 1.0)]) is None
 
 
 def test_tally() -> None:
