@@ -71,17 +71,24 @@ class Room:
 class Place:
     """What one request, or one answer, takes; ApiError 429 when there is no room for it."""
 
-    __slots__ = ("_of_answer", "_room", "_size_bytes")
+    __slots__ = ("_of_answer", "_room", "_size_bytes", "counted")
 
     def __init__(self, room: Room, size_bytes: int, *, of_answer: bool = False) -> None:
         self._room = room
         self._size_bytes = size_bytes
         self._of_answer = of_answer
+        self.counted = False
+        """Whether `hold` has taken any."""
 
     def __enter__(self) -> Place:
         size_bytes, self._size_bytes = self._size_bytes, 0
         self.resize(size_bytes)
         return self
+
+    def hold(self, size_bytes: int) -> None:
+        """`resize` for what is nearly always short, and then not counted: call it when it is long, or `counted`."""
+        self.counted = size_bytes > UNCOUNTED_BYTES
+        self.resize(size_bytes if self.counted else 0)
 
     def resize(self, size_bytes: int) -> None:
         """Take another size, now that more is known; when there is no room the old one stays."""

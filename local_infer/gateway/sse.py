@@ -46,6 +46,11 @@ class Splitter:
         return events
 
     @property
+    def held_bytes(self) -> int:
+        """What the begun event takes."""
+        return len(self._rest)
+
+    @property
     def rest(self) -> bytes:
         """The begun event; empty at a clean end."""
         return bytes(self._rest)

@@ -24,7 +24,7 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from core.config_infer import Routing, Upstream
-from local_infer.gateway.room import UNCOUNTED_BYTES, Room
+from local_infer.gateway.room import UNCOUNTED_BYTES, Place, Room
 from local_infer.gateway.sse import Overlong, Splitter, ends_with_done, up_to_done
 from local_infer.model import Ask, Stream
 from local_infer.telemetry.call import NO_HEADERS
@@ -185,7 +185,8 @@ async def _begin(reply: Reply, ask: Ask, secret: bytes, clock: Callable[[], floa
     if strange:
         raise AttemptFailed(Failure(strange))
     if status < 300 and ask.stream and is_event_stream(headers):
-        return await _begin_stream(reply, secret)
+        with room.answer_place() as place:
+            return await _begin_stream(reply, secret, place)
     body = await _read_whole(reply, room)
     if status >= 400:
         return Begun(status, headers, ttfb_s, False, without_secret(body, secret))
@@ -203,7 +204,7 @@ async def _begin(reply: Reply, ask: Ask, secret: bytes, clock: Callable[[], floa
     return Begun(status, headers, ttfb_s, small, body)
 
 
-async def _begin_stream(reply: Reply, secret: bytes) -> Begun:
+async def _begin_stream(reply: Reply, secret: bytes, place: Place) -> Begun:
     splitter = Splitter()
     first = b""
     while True:
@@ -212,6 +213,7 @@ async def _begin_stream(reply: Reply, secret: bytes) -> Begun:
             raise Broken("cut")
         events = splitter.feed(data)
         first += events
+        place.hold(len(first) + splitter.held_bytes)
         # Comments that keep the connection alive are no answer; they go out with the first event that is one.
         event = first_event(events) if events else b""
         if event:
@@ -263,12 +265,17 @@ async def _read_some(reply: Reply, limit: int, grown: Callable[[int], None] | No
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def events_of(begun: Begun, pause_s: float) -> Stream:
-    """Runs of whole events of a stream up to its end; why it ended before, if it did, is left in `begun.reason`."""
+async def events_of(begun: Begun, pause_s: float, place: Place) -> Stream:
+    """Runs of whole events of a stream up to its end; why it ended before, if it did, is left in `begun.reason`.
+
+    `place` is for events that are long: ApiError 429 when there is no room for one.
+    """
     reply, splitter = begun.reply, begun.splitter
     assert reply is not None
     assert splitter is not None
     first = up_to_done(begun.first)
+    if len(first) > UNCOUNTED_BYTES:
+        place.hold(len(first) + splitter.held_bytes)
     yield first
     reply.wait_at_most(pause_s)
     begun.ended = ends_with_done(first)
@@ -278,6 +285,9 @@ async def events_of(begun: Begun, pause_s: float) -> Stream:
             if not data:
                 return
             events = up_to_done(splitter.feed(data))
+            held_bytes = len(events) + splitter.held_bytes
+            if held_bytes > UNCOUNTED_BYTES or place.counted:
+                place.hold(held_bytes)
             if events:
                 begun.ended = ends_with_done(events)
                 yield events

@@ -383,12 +383,13 @@ class IoUpstreams:
         joined = noted = False
         endings = b""
         tried: list[str] = []
+        place = self._room.answer_place()
         try:
             yield b""  # taken by `ask`, see there
             while held is not None:
                 reason = told = ""
                 last = b""
-                async for events in events_of(held.begun, self._config.routing.between_chunks):
+                async for events in events_of(held.begun, self._config.routing.between_chunks, place):
                     if sofar is not None:
                         events, reason = before_error(events)
                         events = join(events, sofar) if joined else events
@@ -436,6 +437,7 @@ class IoUpstreams:
                 else:
                     self._metrics.cut(member.name, "resumed")
         finally:
+            place.resize(0)
             if held is not None:
                 self._note_begun(held, self._clock())
                 if not noted:

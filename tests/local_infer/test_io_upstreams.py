@@ -53,6 +53,31 @@ async def test_long_answers_that_come_take_room_and_without_it_are_refused() -> 
             await upstreams.close()
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_events_that_do_not_end_take_room_and_without_it_are_refused(begun: bool) -> None:
+    good = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n' if begun else b""
+    endless = Reply(events=[good + b"data: " + b"x" * 1_300_000], split=1 << 17, stall_after=9)
+    async with MockUpstream(endless) as one:
+        checked, room = config({"a": one}), Room(GatewayLimits.model_validate({"requests": 1, "body": "1KiB"}))
+        upstreams = await IoUpstreams.start(checked, CLOCK.now, Random(7), CollectorRegistry(), room)
+
+        async def read() -> bytes:
+            return await whole(await asked(upstreams, make_ask(stream=True)))
+
+        try:
+            alone = asyncio.create_task(read())
+            await until(lambda: room.held_bytes > 1_100_000)
+            others = await asyncio.gather(*(read() for _ in range(5)), return_exceptions=True)
+            assert all(isinstance(other, ApiError) and other.code == "overloaded" for other in others)
+            assert room.held_bytes == room.answer_bytes < 1_300_000, "what was refused is given back"
+            assert upstreams._ranking.members["a"].health.loss_ratio == 0
+            alone.cancel()
+            await until(lambda: room.held_bytes == 0)
+            await until(lambda: upstreams._links["a"].in_flight == 0)
+        finally:
+            await upstreams.close()
+
+
 async def test_a_whole_answer_is_forwarded_byte_for_byte() -> None:
     async with MockUpstream() as one, running(config({"a": one})) as upstreams:
         answer = await asked(upstreams, make_ask(unknown={"field": 1}))
