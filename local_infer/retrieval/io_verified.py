@@ -53,6 +53,9 @@ GRAPH_FROM = 2_000
 MOST_ADDED = 1_000
 """So many kept since are looked at one by one, which takes 1.5 ms (CPU); then the index is made anew."""
 
+_KEPT = "kept:"
+"""How the names of kept answers begin among the proofs."""
+
 _TOP = 32
 """More than of a FAQ: some of the nearest may be other tenants', which are dropped."""
 
@@ -73,7 +76,7 @@ class Kept:
     @property
     def entry(self) -> str:
         """The name of what was learned of it; void when the answer is replaced."""
-        return f"kept:{self.id}:{self.made_s:.3f}"
+        return f"{_KEPT}{self.id}:{self.made_s:.3f}"
 
 
 class VerifiedStore:
@@ -158,12 +161,19 @@ class VerifiedStore:
             self._added = tuple(one for one in self._added if one[0] > changes)
 
     def learn(self, entry: str, similarity: float, agreement: Agreement) -> None:
-        """One more shadow answer of an entry."""
+        """One more shadow answer of an entry; nothing of a kept one that was dropped since it was looked up."""
         with self._lock:
+            if entry.startswith(_KEPT) and not self._has(entry):
+                return  # nobody would ever drop what is learned of it
             proof = self.proofs.get(entry, Proof()).learn(similarity, agreement)
             self.proofs[entry] = proof
             values = (entry, proof.agreed, proof.disagreed, proof.lowest_agreed, proof.highest_disagreed)
             self._db.execute("INSERT OR REPLACE INTO proofs VALUES (?, ?, ?, ?, ?)", values)
+
+    def _has(self, entry: str) -> bool:
+        ident = entry.removeprefix(_KEPT).partition(":")[0]
+        kept = self.kept.get(int(ident)) if ident.isdecimal() else None
+        return kept is not None and kept.entry == entry
 
     def close(self) -> None:
         """Close the file."""

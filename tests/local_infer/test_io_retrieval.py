@@ -236,6 +236,20 @@ def test_what_is_kept_is_found_at_once_by_vectors_too(
     store.close()
 
 
+def test_nothing_is_learned_of_what_was_dropped_meanwhile(tmp_path: Path) -> None:
+    store = io_verified.VerifiedStore(tmp_path / "kept.sqlite", "")
+    for number in range(3):
+        store.keep(io_verified.Kept(0, "shop", b"", "en", f"question {number}", "answer", float(number)), 2)
+        store.learn(f"kept:{number + 1}:{number:.3f}", 1.0, "agrees")
+    store.learn("kept:1:0.000", 1.0, "agrees")  # looked up before it was dropped, compared after
+    store.learn("kept:2:9.000", 1.0, "agrees")  # another answer has its id now
+    store.learn("an entry of the FAQ", 0.9, "agrees")
+    assert len(store.kept) == 2
+    assert set(store.proofs) == {*(kept.entry for kept in store.kept.values()), "an entry of the FAQ"}
+    assert store._db.execute("SELECT count(*) FROM proofs").fetchone() == (3,)
+    store.close()
+
+
 async def similarity_of(step: Retrieval, text: str) -> float:
     _, question = ask_for(body_of(text))
     seen = await step._see(question, Priority.INTERACTIVE, NOW + 60)
