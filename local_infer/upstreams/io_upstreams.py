@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -21,26 +21,17 @@ from core.io_log import get_logger
 from local_infer.fault import UNAVAILABLE, ApiError, Unreachable
 from local_infer.gateway.headers import visible_headers
 from local_infer.gateway.room import Room
-from local_infer.gateway.sse import DONE, ends_with_done, write_event
+from local_infer.gateway.sse import DONE, write_event
 from local_infer.model import Answer, Ask, Clock, ModelCard, Origin, Step, Stream
 from local_infer.telemetry.call import Call, begin_call
-from local_infer.upstreams.attempt import (
-    MAX_ERROR_BYTES,
-    Failure,
-    before_error,
-    body_for,
-    is_finished,
-    lane_of,
-    tells_end,
-    up_to_error,
-    without_secret,
-)
+from local_infer.upstreams.attempt import Failure, body_for, lane_of
 from local_infer.upstreams.circuit import HEDGE_WINDOW_S, RETRY_FLOOR, RETRY_WINDOW_S, Budget, Ticket, hedge_after_s
 from local_infer.upstreams.io_attempt import AttemptFailed, Begun, Broken, Reply, begin, events_of
 from local_infer.upstreams.io_probing import Link, Probing, open_link
 from local_infer.upstreams.member import Lane, Member
+from local_infer.upstreams.passing import Passing
 from local_infer.upstreams.ranking import Choice, Ranking
-from local_infer.upstreams.resume import Sofar, continuation, ending, join, may_resume
+from local_infer.upstreams.resume import Sofar, continuation, ending, may_resume
 from local_infer.upstreams.run import Run
 from local_infer.upstreams.upstream_metrics import UpstreamMetrics
 
@@ -66,6 +57,22 @@ class _Won:
     lane: Lane
     unnoted: bool = True
     """A stream whose beginning is noted once its first event is on its way."""
+
+
+@dataclass(slots=True)
+class _Relay:
+    """A stream on its way to the client. `held`: who gives it now; `tried`: who gave a part of it, and broke.
+
+    `over`: nothing more comes. `noted`: how it ended is noted of who gave it.
+    """
+
+    ask: Ask
+    held: _Won | None
+    passing: Passing
+    deadline_s: float
+    tried: list[str] = field(default_factory=list)
+    over: bool = False
+    noted: bool = False
 
 
 class IoUpstreams:
@@ -159,10 +166,11 @@ class IoUpstreams:
         headers = visible_headers(begun.headers)
         if begun.body is not None:
             return Answer(begun.status, headers, begun.body, origin)
-        relay = self._relay(ask, won, Sofar(ask.endpoint) if may_resume(ask) else None, deadline_s)
+        passing = Passing(ask, Sofar(ask.endpoint) if may_resume(ask) else None)
+        stream = self._relay(_Relay(ask, won, passing, deadline_s))
         # Begun here, so that closing it always reaches its `finally`, also when nobody takes the first event.
-        await anext(relay)
-        return Answer(begun.status, headers, relay, origin)
+        await anext(stream)
+        return Answer(begun.status, headers, stream, origin)
 
     # -- attempts
 
@@ -377,85 +385,77 @@ class IoUpstreams:
 
     # -- streams
 
-    async def _relay(self, ask: Ask, won: _Won, sofar: Sofar | None, deadline_s: float) -> Stream:
+    async def _relay(self, relay: _Relay) -> Stream:
         """The events of a stream as they come; what to do when it is cut is in docs/local_infer-design.md, Upstreams."""
-        held: _Won | None = won
-        joined = noted = False
-        endings = b""
-        tried: list[str] = []
-        place = self._room.answer_place()
+        passing, place = relay.passing, self._room.answer_place()
         try:
             yield b""  # taken by `ask`, see there
-            while held is not None:
-                reason = told = ""
-                last = b""
+            while (held := relay.held) is not None and not relay.over:
+                secret = held.link.secret
                 async for events in events_of(held.begun, self._config.routing.between_chunks, place):
-                    if sofar is not None:
-                        events, reason = before_error(events)
-                        events = join(events, sofar) if joined else events
-                        sofar.take(events)
-                    else:
-                        events, told = up_to_error(events)
-                        events = without_secret(events, held.link.secret) if told else events
-                    if events:
-                        last = events
-                        yield events
-                        if tells_end(events) and len(endings) < MAX_ERROR_BYTES:
-                            endings += events
+                    passed = passing.take(events, secret)
+                    if passed:
+                        yield passed
                     if held.unnoted:
                         self._note_begun(held, self._clock())
-                    if reason or told:
+                    if passing.reason:
                         break
-                member = held.member
-                reason = told or reason or held.begun.reason
-                if not reason and (ends_with_done(last) or is_finished(endings, ask)):
-                    held.call.end("ok", self._clock())
-                    if not ends_with_done(last):
-                        # Some never send it, and clients wait for it; all was said, and HTTP came to its proper end.
-                        self._metrics.cut(member.name, "without_done")
-                        yield DONE
-                    return
-                reason = reason or "cut"
-                held.call.end(reason, self._clock())
-                self._ranking.cut(member, reason, held.ticket, self._clock())
-                if told:
-                    # It has told the client itself what went wrong; a `[DONE]` after that would call it whole.
-                    noted = True
-                    self._metrics.cut(member.name, "error")
-                    return
-                log.warning("stream_cut", upstream=member.name, reason=reason, request=ask.id)
-                tried.append(member.name)
-                await self._give_up(held)
-                held = None
-                if sofar is not None:
-                    held = await self._resume(ask, sofar, member, tried, deadline_s)
-                    joined = True
-                if held is None:
-                    end = ending(sofar) if sofar is not None else b""
-                    self._metrics.cut(member.name, "complete" if end else "error")
-                    yield end or _CUT
-                else:
-                    self._metrics.cut(member.name, "resumed")
+                rest = await self._end_of(relay, held)
+                if rest:
+                    yield rest
         finally:
             place.resize(0)
-            if held is not None:
-                self._note_begun(held, self._clock())
-                if not noted:
-                    self._ranking.ended(held.member, held.ticket, self._clock())
-                await self._give_up(held)
+            if relay.held is not None:
+                self._note_begun(relay.held, self._clock())
+                if not relay.noted:
+                    self._ranking.ended(relay.held.member, relay.held.ticket, self._clock())
+                await self._give_up(relay.held)
 
-    async def _resume(
-        self, ask: Ask, sofar: Sofar, member: Member, tried: Sequence[str], deadline_s: float
-    ) -> _Won | None:
-        rest = continuation(ask, sofar)
-        if rest is None or len(tried) >= self._config.routing.attempts:
+    async def _end_of(self, relay: _Relay, held: _Won) -> bytes:
+        """What the client gets after the end of what `held` gave; `relay` tells who goes on, or that it is over."""
+        passing, name, now = relay.passing, held.member.name, self._clock()
+        reason = passing.reason or held.begun.reason
+        if not reason and passing.is_whole:
+            relay.over = True
+            held.call.end("ok", now)
+            if passing.said_done:
+                return b""
+            # Some never send it, and clients wait for it; all was said, and HTTP came to its proper end.
+            self._metrics.cut(name, "without_done")
+            return DONE
+        reason = reason or "cut"
+        held.call.end(reason, now)
+        self._ranking.cut(held.member, reason, held.ticket, now)
+        if passing.told:
+            # It has told the client itself what went wrong; a `[DONE]` after that would call it whole.
+            relay.over = relay.noted = True
+            self._metrics.cut(name, "error")
+            return b""
+        log.warning("stream_cut", upstream=name, reason=reason, request=relay.ask.id)
+        relay.tried.append(name)
+        await self._give_up(held)
+        relay.held = None
+        end = b""
+        if passing.sofar is not None:
+            relay.held = await self._resume(relay, passing.sofar, name)
+            passing.go_on()
+            if relay.held is not None:
+                self._metrics.cut(name, "resumed")
+                return b""
+            end = ending(passing.sofar)
+        self._metrics.cut(name, "complete" if end else "error")
+        return end or _CUT
+
+    async def _resume(self, relay: _Relay, sofar: Sofar, name: str) -> _Won | None:
+        rest = continuation(relay.ask, sofar)
+        if rest is None or len(relay.tried) >= self._config.routing.attempts:
             return None
         if not self._retries.take(self._clock()):
             self._metrics.retried("refused")
             return None
         self._metrics.retried("made")
         try:
-            won = await self._win(rest, deadline_s, [member.name])
+            won = await self._win(rest, relay.deadline_s, [name])
         except (Unreachable, ApiError):  # nobody answers, or there is no room here for what one answers
             return None
         return won if won.begun.reply is not None else None  # an error answer, or no stream
