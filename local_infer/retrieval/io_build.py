@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,15 @@ def read_files(files: Sequence[Path]) -> list[FaqEntry]:
     return entries
 
 
-def build_index(entries: Sequence[FaqEntry], out: Path, *, embedder: Path | None, now: float) -> About:
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An index. `never_found`: (entry, question) of questions that say nothing but what all questions say, by n-grams."""
+
+    about: About
+    never_found: Sequence[tuple[str, str]]
+
+
+def build_index(entries: Sequence[FaqEntry], out: Path, *, embedder: Path | None, now: float) -> Built:
     """Write the index of `entries` to the folder `out`, all or nothing; an index that was there is replaced.
 
     NearpathError when `out` is something else, or cannot be written.
@@ -75,22 +84,29 @@ def build_index(entries: Sequence[FaqEntry], out: Path, *, embedder: Path | None
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        about = _write(entries, temporary, embedder, now)
+        built = _write(entries, temporary, embedder, now)
         _put_in_place(temporary, out)
     except OSError as error:
         raise NearpathError(f"cannot write {out}: {error.strerror}", "check space and permissions") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return about
+    return built
 
 
-def _write(entries: Sequence[FaqEntry], folder: Path, embedder: Path | None, now: float) -> About:
+def _write(entries: Sequence[FaqEntry], folder: Path, embedder: Path | None, now: float) -> Built:
     questions = [(question, i) for i, entry in enumerate(entries) for question in entry.questions]
     texts = [question for question, _ in questions]
+    never_found: list[tuple[str, str]] = []
     if embedder is None:
         # A question of nothing but fillers has no gram text; it is then found by nobody, which is right.
         sayings = shipped_sayings()
-        graph = write_graph(index_questions([gram_text(read_wording(text), sayings) for text in texts]))
+        grams = []
+        for text, i in questions:
+            wording = read_wording(text)
+            grams.append(gram_text(wording, sayings))
+            if not wording.gram_text.strip():
+                never_found.append((entries[i].id, text))
+        graph = write_graph(index_questions(grams))
         digest = ""
     else:
         graph = write_vector_graph(embed(texts, embedder))
@@ -115,13 +131,7 @@ def _write(entries: Sequence[FaqEntry], folder: Path, embedder: Path | None, now
         db.close()
     about = About(FORM, words_digest(), digest, len(texts), len(entries), now)
     write_about(folder, about)
-    return about
-
-
-def never_found(entries: Sequence[FaqEntry]) -> list[tuple[str, str]]:
-    """(entry, question) of questions that say nothing but what all questions say: n-grams find no such question."""
-    asked = ((entry.id, question) for entry in entries for question in entry.questions)
-    return [(id, question) for id, question in asked if not read_wording(question).gram_text.strip()]
+    return Built(about, never_found)
 
 
 def _learned_as(entry: FaqEntry) -> str:
@@ -162,11 +172,12 @@ def build_command(
     """Build the FAQ index that `retrieval.index` names."""
     started = time.monotonic()
     entries = read_files(faq)
-    about = build_index(entries, out, embedder=embedder, now=time.time())
+    built = build_index(entries, out, embedder=embedder, now=time.time())
+    about = built.about
     kind = "embedder" if about.embedder else "n-grams"
     size_mb = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     took_s = time.monotonic() - started
-    for id, question in never_found(entries) if embedder is None else ():
+    for id, question in built.never_found:
         # To standard error: what was built is fine, but for these.
         print(
             f"warning: entry {id}: {question!r} can never be found: it has no word of its own. Add a wording with one.",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from local_infer.upstreams.exploring import MOST_CREDIT, START_CREDIT, Best, Exploration, is_much_slower
+from local_infer.upstreams.io_upstreams import IoUpstreams
 from tests.local_infer.asking_upstreams import asked, config, make_ask, running
 from tests.local_infer.mock_upstream import MockUpstream, Reply
 from tests.local_infer.scripted_ranking import LANE, Script
@@ -175,27 +176,26 @@ def test_credit_has_an_end() -> None:
     assert exploration.may(5.0, urgent=True)
 
 
-async def test_an_error_of_an_explored_upstream_is_not_the_clients() -> None:
+async def explore_beside_a_good_one(reply: Reply, times: int) -> tuple[int, IoUpstreams]:
+    """How often a rival that answers so was asked among so many requests, each of which got a good answer."""
     async with (
         MockUpstream(Reply.slow(0.025)) as good,
-        MockUpstream(Reply.error(404)) as bad,
-        running(config({"a": good, "b": bad}, each={"warm": 0})) as upstreams,
+        MockUpstream(reply) as rival,
+        running(config({"a": good, "b": rival}, each={"warm": 0})) as upstreams,
     ):
-        for _ in range(12):
+        for _ in range(times):
             upstreams._ranking.members["b"].probe.reset()  # so that a is first, measured or not
             assert (await asked(upstreams, make_ask())).status == 200
-        assert len(bad.asked) <= 1, "asked once, in vain, and left alone"
-        assert upstreams._metrics._explored.labels("b", "error")._value.get() == 1
+        return len(rival.asked), upstreams
+
+
+async def test_an_error_of_an_explored_upstream_is_not_the_clients() -> None:
+    count, upstreams = await explore_beside_a_good_one(Reply.error(404), 12)
+    assert count <= 1, "asked once, in vain, and left alone"
+    assert upstreams._metrics._explored.labels("b", "error")._value.get() == 1
 
 
 async def test_an_explored_upstream_that_hangs_is_overtaken_by_the_best() -> None:
-    async with (
-        MockUpstream(Reply.slow(0.025)) as good,
-        MockUpstream(Reply.slow(60)) as stuck,
-        running(config({"a": good, "b": stuck}, each={"warm": 0})) as upstreams,
-    ):
-        for _ in range(6):
-            upstreams._ranking.members["b"].probe.reset()
-            assert (await asked(upstreams, make_ask())).status == 200
-        assert len(stuck.asked) >= 1
-        assert upstreams._metrics._explored.labels("b", "overtaken")._value.get() >= 1
+    count, upstreams = await explore_beside_a_good_one(Reply.slow(60), 6)
+    assert count >= 1
+    assert upstreams._metrics._explored.labels("b", "overtaken")._value.get() >= 1
