@@ -1,4 +1,4 @@
-"""The run before a run: no faults, a high rate, until all that the gateway keeps within bounds is full.
+"""The run before a run: no faults, as fast as it goes, until all that the gateway keeps within bounds is full.
 
 What is bounded fills for hours at an everyday rate, and would look like a leak until then. The gateway's own metrics say
 how full each store is (`..._full_ratio`).
@@ -31,7 +31,6 @@ class Filled:
 
     seconds: float
     requests: int
-    rate: float
     first_mb: float
     last_mb: float
     ratios: Mapping[str, float]
@@ -44,13 +43,13 @@ class Filled:
         return sorted(name for name, ratio in self.ratios.items() if ratio < FULL_RATIO)
 
 
-def fill(load: Load, rate: float, metrics_url: str, watched: Watched) -> Filled:
-    """Run `load` (of `rate` requests/s) until all is full, or to its end."""
+def fill(load: Load, metrics_url: str, watched: Watched) -> Filled:
+    """Run `load` until all is full, or to its end."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_fill(load, rate, metrics_url, watched))
+        return runner.run(_fill(load, metrics_url, watched))
 
 
-async def _fill(load: Load, rate: float, metrics_url: str, watched: Watched) -> Filled:
+async def _fill(load: Load, metrics_url: str, watched: Watched) -> Filled:
     ratios: dict[str, float] = {}
     started, first_mb = time.monotonic(), watched.rss_mb()
     task = asyncio.create_task(load.run())
@@ -65,7 +64,7 @@ async def _fill(load: Load, rate: float, metrics_url: str, watched: Watched) -> 
                 break
     run = await task
     elapsed_s = time.monotonic() - started
-    return Filled(elapsed_s, run.all.count, rate, first_mb, watched.rss_mb(), ratios, load.interrupted)
+    return Filled(elapsed_s, run.all.count, first_mb, watched.rss_mb(), ratios, load.interrupted)
 
 
 def full_ratios(text: str) -> dict[str, float]:

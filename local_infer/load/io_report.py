@@ -121,7 +121,7 @@ def _filling_words(filled: Filled | None) -> list[str]:
         return []
     stores = ", ".join(f"{name} {ratio:.0%}" for name, ratio in sorted(filled.ratios.items()))
     line = (
-        f"filled before, without faults: {filled.seconds:.0f} s, {filled.rate:g} requests/s, {filled.requests} requests, "
+        f"filled before, without faults, as fast as it went: {filled.seconds:.0f} s, {filled.requests} requests, "
         f"{filled.first_mb:.0f} to {filled.last_mb:.0f} MB"
     )
     short = f"not full: {', '.join(filled.left)}; they may still grow" if filled.left else ""
