@@ -19,11 +19,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from core.config_infer import Otlp
-from local_infer.gateway.gateway_metrics import Note
 from local_infer.load.io_processes import Process
 from local_infer.model import Ask, Client, Endpoint
 from local_infer.telemetry.call import begin_call
 from local_infer.telemetry.io_otlp import Telemetry
+from local_infer.telemetry.note import Note
 
 _COUNT = 20_000
 _TURNS = 5

@@ -17,10 +17,10 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
+from local_infer.drill.io_drill import PlainQueue
 from local_infer.model import Abstained, Priority, Question
 from local_infer.retrieval.faq import FaqEntry
 from local_infer.retrieval.io_build import build_index
-from local_infer.retrieval.io_drill import PlainQueue
 from local_infer.retrieval.io_retrieval import Retrieval
 from local_infer.retrieval.question import language_of
 from tests.local_infer.distractors import make_distractors

@@ -20,16 +20,16 @@ from core.io_http import bind_tcp, bound_address, make_health_app
 from core.io_log import get_logger
 from core.io_state import hold_state_dir
 from local_infer.cache.io_cache import Cache
+from local_infer.drill.io_recent import Recent
+from local_infer.drill.io_recorder import recording
 from local_infer.gateway.io_server import Gateway
-from local_infer.gateway.room import Room
 from local_infer.generation.io_generation import Generation
 from local_infer.generation.io_model_queue import LocalQueue
 from local_infer.ladder.steps import Ladder
 from local_infer.model import Answer, Ask, LocalStep, Prover
 from local_infer.reloading import take_over
-from local_infer.retrieval.io_recent import Recent
-from local_infer.retrieval.io_recorder import recording
 from local_infer.retrieval.io_retrieval import Retrieval
+from local_infer.room import Room
 from local_infer.telemetry.io_otlp import Telemetry
 from local_infer.upstreams.io_upstreams import IoUpstreams
 

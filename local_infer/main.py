@@ -14,12 +14,12 @@ import uvloop
 from core.io_config_infer import read_infer_config
 from core.io_life import Life, errors_printed, live
 from core.io_log import get_logger, set_up_logging
+from local_infer.drill.io_drill import drill_command
 from local_infer.gateway.keys import KEY_BYTES, make_key
 from local_infer.io_check import check_all
 from local_infer.io_daemon import Daemon
 from local_infer.load.io_bench import bench_command
 from local_infer.retrieval.io_build import build_command
-from local_infer.retrieval.io_drill import drill_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

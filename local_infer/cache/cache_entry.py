@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from local_infer.api.forms import to_events, to_whole, wants_usage
+from local_infer.api.sse import data_of, ends_with_done, split_events
 from local_infer.cache.cache_key import KEY_BYTES
-from local_infer.gateway.forms import to_events, to_whole, wants_usage
-from local_infer.gateway.sse import data_of, ends_with_done, split_events
 from local_infer.model import Answer, Ask, Endpoint, Step
 
 Form = Literal["whole", "events", "usage"]

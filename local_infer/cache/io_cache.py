@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
 from core.io_log import get_logger
+from local_infer.api.request import read_ask
 from local_infer.cache import io_warmup
 from local_infer.cache.cache_entry import MAX_REQUEST_BYTES, Entry, fit, form_of, make_entry
 from local_infer.cache.cache_key import Keys, keys_of, raw_digest, why_not
@@ -23,7 +24,6 @@ from local_infer.cache.io_cache_disk import DiskCache, Store
 from local_infer.cache.io_flights import Flights
 from local_infer.cache.memory_cache import Ahead, MemoryCache
 from local_infer.fault import ApiError, Unreachable
-from local_infer.gateway.request import read_ask
 from local_infer.model import Answer, Ask, CacheWish, Client, Clock, ExactCache, Fetch, Kept, Origin, Priority, Step
 
 _KNOWN_KEYS = 8192

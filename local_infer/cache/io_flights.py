@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
+from local_infer.api.sse import ends_with_done, write_event
 from local_infer.fault import SERVER, ApiError, Unreachable
-from local_infer.gateway.sse import ends_with_done, write_event
 from local_infer.model import Answer, Stream
 
 DRAIN_S = 5.0

@@ -1,1 +1,1 @@
-"""The OpenAI API towards clients: requests, answers, errors, keys, limits."""
+"""The front towards clients: connections, keys, limits, and what is told of each request."""

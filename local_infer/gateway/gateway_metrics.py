@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from local_infer.telemetry.trace_context import Trace
-
-CLIENT_GONE = 499
-"""In log and metrics only: the client left before its answer (nginx's number for it)."""
+from local_infer.telemetry.note import Note
 
 _TTFB_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _TOTAL_BUCKETS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -24,32 +20,6 @@ _COMPLETION_RE = re.compile(rb'"completion_tokens"\s*:\s*([0-9]{1,12})')
 
 _BREAKING_RE = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 """What JSON may hold as it is, and a terminal takes as a command, or a program as the end of a line."""
-
-
-@dataclass(slots=True)
-class Note:
-    """What became of one request; filled in on its way, read when it is over. Times on the anchored clock."""
-
-    id: str
-    endpoint: str
-    started_s: float
-    client: str = ""
-    model: str = ""
-    stream: bool = False
-    status: int = 0
-    step: str = "none"
-    source: str = ""
-    reason: str = ""
-    first_byte_s: float | None = None
-    in_bytes: int = 0
-    out_bytes: int = 0
-    tail: bytes = b""
-    """The end of the answer, where `usage` stands."""
-    question: bytes = b""
-    answer: bytes = b""
-    cache: str = ""
-    """The parameters of Cache-Status."""
-    trace: Trace | None = None
 
 
 def read_usage(tail: bytes) -> tuple[int, int]:

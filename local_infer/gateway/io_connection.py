@@ -14,8 +14,8 @@ from aiohttp.streams import StreamReader
 
 from core.config_infer import GatewayLimits
 from core.io_log import get_logger
+from local_infer.api.headers import error_headers
 from local_infer.fault import INVALID, SERVER, ApiError
-from local_infer.gateway.headers import error_headers
 
 _log = get_logger("gateway")
 

@@ -19,19 +19,20 @@ from core.config_infer import InferConfig
 from core.errors import NearpathError
 from core.io_http import bind_tcp, bound_address, server_tls
 from core.io_log import get_logger
+from local_infer.api.forms import write_model, write_models
+from local_infer.api.headers import SERVER as SERVER_NAME
+from local_infer.api.headers import answer_headers, error_headers
+from local_infer.api.request import read_ask
+from local_infer.api.sse import write_event
 from local_infer.fault import INVALID, RATE_LIMIT, SERVER, UNAVAILABLE, ApiError, no_such_model
-from local_infer.gateway.forms import write_model, write_models
-from local_infer.gateway.gateway_metrics import CLIENT_GONE, GatewayMetrics, Note, access_line
-from local_infer.gateway.headers import SERVER as SERVER_NAME
-from local_infer.gateway.headers import answer_headers, error_headers
+from local_infer.gateway.gateway_metrics import GatewayMetrics, access_line
 from local_infer.gateway.io_access_log import AccessLog
 from local_infer.gateway.io_connection import GatewayServer, StreamedResponse, read_body, too_large
 from local_infer.gateway.keys import Caller, Keys
-from local_infer.gateway.request import read_ask
-from local_infer.gateway.room import UNCOUNTED_BYTES, Room, weigh
-from local_infer.gateway.sse import write_event
 from local_infer.model import Answer, Ask, Clock, Endpoint, ModelCard, Stream
+from local_infer.room import UNCOUNTED_BYTES, Room, weigh
 from local_infer.telemetry.io_otlp import Telemetry
+from local_infer.telemetry.note import CLIENT_GONE, Note
 
 _ENDPOINTS = {f"/v1{endpoint.value}": endpoint for endpoint in Endpoint}
 _MODELS = "/v1/models"

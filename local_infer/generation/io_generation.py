@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from core.config_infer import InferConfig
 from core.errors import NearpathError
 from core.io_log import get_logger
+from local_infer.api.forms import write_answer, write_chunk, write_usage
+from local_infer.api.sse import DONE
 from local_infer.fault import SERVER, ApiError, Busy
-from local_infer.gateway.forms import write_answer, write_chunk, write_usage
-from local_infer.gateway.sse import DONE
 from local_infer.generation.child_wire import Done, Generate, Piece, Refused
 from local_infer.generation.io_generator_process import Crashed
 from local_infer.generation.io_generator_slots import GeneratorSlots, Job

@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
 from core.errors import NearpathError
+from local_infer.api.forms import mark_body, mark_events, to_whole
+from local_infer.api.sse import ends_with_done
 from local_infer.cache.cache_key import keys_of
 from local_infer.fault import INVALID, RATE_LIMIT, UNAVAILABLE, ApiError, Busy, Unreachable, no_such_model
-from local_infer.gateway.forms import mark_body, mark_events, to_whole
-from local_infer.gateway.sse import ends_with_done
 from local_infer.ladder.ladder_metrics import LadderMetrics
 from local_infer.ladder.ladder_table import Move, allowed_steps, plan
 from local_infer.model import (

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from local_infer.api.sse import data_of, ends_with_done, split_events
 from local_infer.cache.freshness import cache_word
-from local_infer.gateway.sse import data_of, ends_with_done, split_events
 from local_infer.load.shots import Shot
 
 Outcome = Literal["good", "refused", "told", "left", "lost", "crossed"]

@@ -19,8 +19,8 @@ from core.config_infer import InferConfig
 from core.config_infer import Retrieval as RetrievalConfig
 from core.errors import NearpathError
 from core.io_log import get_logger
+from local_infer.api.forms import to_whole, write_answer, write_chunk, write_usage
 from local_infer.fault import Busy
-from local_infer.gateway.forms import to_whole, write_answer, write_chunk, write_usage
 from local_infer.model import (
     Abstained,
     Answer,

@@ -22,8 +22,8 @@ from prometheus_client import CollectorRegistry
 from core.config_infer import InferConfig, Otlp
 from core.errors import NearpathError
 from core.io_log import get_logger
-from local_infer.gateway.gateway_metrics import Note
 from local_infer.model import Clock
+from local_infer.telemetry.note import Note
 from local_infer.telemetry.otlp_metrics import OtlpMetrics
 from local_infer.telemetry.records import Attempt, Exchange
 from local_infer.telemetry.trace_context import Trace, is_sampled, read_parent

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from local_infer.api.sse import ends_with_done
 from local_infer.cache.freshness import cache_word
-from local_infer.gateway.gateway_metrics import CLIENT_GONE
-from local_infer.gateway.sse import ends_with_done
+from local_infer.telemetry.note import CLIENT_GONE
 
 Value = str | int | float | bool | list[str]
 Kind = Literal["server", "client"]

@@ -24,8 +24,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from local_infer.gateway.forms import dump, to_events, to_whole, wants_usage
-from local_infer.gateway.sse import MAX_EVENT_BYTES, data_of, split_events
+from local_infer.api.forms import dump, to_events, to_whole, wants_usage
+from local_infer.api.sse import MAX_EVENT_BYTES, data_of, split_events
 from local_infer.model import Ask, Endpoint
 
 MAX_ANSWER_BYTES = 64 << 20

@@ -24,9 +24,9 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from core.config_infer import Routing, Upstream
-from local_infer.gateway.room import UNCOUNTED_BYTES, Place, Room
-from local_infer.gateway.sse import Overlong, Splitter, ends_with_done, up_to_done
+from local_infer.api.sse import Overlong, Splitter, ends_with_done, up_to_done
 from local_infer.model import Ask, Stream
+from local_infer.room import UNCOUNTED_BYTES, Place, Room
 from local_infer.telemetry.call import NO_HEADERS
 from local_infer.upstreams.attempt import (
     MAX_ANSWER_BYTES,

@@ -18,11 +18,11 @@ from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
 from core.io_log import get_logger
+from local_infer.api.headers import visible_headers
+from local_infer.api.sse import DONE, write_event
 from local_infer.fault import UNAVAILABLE, ApiError, Unreachable
-from local_infer.gateway.headers import visible_headers
-from local_infer.gateway.room import Room
-from local_infer.gateway.sse import DONE, write_event
 from local_infer.model import Answer, Ask, Clock, ModelCard, Origin, Step, Stream
+from local_infer.room import Room
 from local_infer.telemetry.call import Call, begin_call
 from local_infer.upstreams.attempt import Failure, body_for, lane_of
 from local_infer.upstreams.circuit import HEDGE_WINDOW_S, RETRY_FLOOR, RETRY_WINDOW_S, Budget, Ticket, hedge_after_s

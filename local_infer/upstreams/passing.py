@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from local_infer.gateway.sse import ends_with_done
+from local_infer.api.sse import ends_with_done
 from local_infer.model import Ask
 from local_infer.upstreams.attempt import (
     MAX_ERROR_BYTES,

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from local_infer.gateway.forms import dump
-from local_infer.gateway.sse import DONE, data_of, split_events, write_event
+from local_infer.api.forms import dump
+from local_infer.api.sse import DONE, data_of, split_events, write_event
 from local_infer.model import Ask, Endpoint
 
 MAX_TEXT_CHARS = 1 << 20

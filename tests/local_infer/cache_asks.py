@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.config_infer import Cache, InferConfig
-from local_infer.gateway.request import read_ask
-from local_infer.gateway.sse import DONE, write_event
+from local_infer.api.request import read_ask
+from local_infer.api.sse import DONE, write_event
 from local_infer.model import Answer, Ask, Client, Endpoint, Origin, Step, Stream
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
+from local_infer.api.forms import write_answer
 from local_infer.fault import Unreachable
-from local_infer.gateway.forms import write_answer
 from local_infer.ladder.steps import Ladder
 from local_infer.model import (
     Abstained,

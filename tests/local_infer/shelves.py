@@ -10,11 +10,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
-from local_infer.gateway.request import read_ask
+from local_infer.api.request import read_ask
+from local_infer.drill.io_drill import PlainQueue
 from local_infer.model import Abstained, Answer, Ask, Client, Endpoint, Origin, Priority, Question, Step
 from local_infer.retrieval.faq import read_faq
 from local_infer.retrieval.io_build import build_index
-from local_infer.retrieval.io_drill import PlainQueue
 from local_infer.retrieval.io_retrieval import Retrieval
 from local_infer.retrieval.question import question_of
 

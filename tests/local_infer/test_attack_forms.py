@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from local_infer.gateway.forms import mark_events, to_events, to_whole
-from local_infer.gateway.sse import write_event
+from local_infer.api.forms import mark_events, to_events, to_whole
+from local_infer.api.sse import write_event
 from local_infer.model import Endpoint, Step
 from local_infer.upstreams.attempt import fault_of_event
 from local_infer.upstreams.resume import Sofar, continuation, join

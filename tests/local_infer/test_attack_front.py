@@ -17,11 +17,11 @@ import pytest
 from prometheus_client import generate_latest
 
 from core.config import Metrics
+from local_infer.api.request import MAX_CONTAINERS, MAX_VALUES, parse_body, read_ask
 from local_infer.cache.cache_key import keys_of
 from local_infer.fault import ApiError
 from local_infer.gateway import io_connection
 from local_infer.gateway.keys import LISTS_AT_ONCE
-from local_infer.gateway.request import MAX_CONTAINERS, MAX_VALUES, parse_body, read_ask
 from local_infer.model import Answer, Ask, Client, Endpoint, ModelCard
 from tests.local_infer.gateway import running_gateway
 from tests.local_infer.mock_upstream import MockUpstream

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from local_infer.gateway.sse import up_to_done
+from local_infer.api.sse import up_to_done
 from tests.local_infer.gateway import KEY, running_gateway, url_of
 from tests.local_infer.mock_upstream import DONE, MockUpstream, Reply
 

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from local_infer.gateway.sse import MAX_EVENT_BYTES, Overlong, Splitter
+from local_infer.api.sse import MAX_EVENT_BYTES, Overlong, Splitter
 from local_infer.upstreams.attempt import first_event
 from local_infer.upstreams.io_probing import read_list
 from tests.local_infer.gateway import KEY, running_gateway, url_of

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from local_infer.api.sse import DONE, write_event
 from local_infer.cache.cache_entry import MAX_REQUEST_BYTES, Entry, fit, make_entry, pack, unpack
 from local_infer.fault import SERVER, ApiError
-from local_infer.gateway.sse import DONE, write_event
 from local_infer.model import Answer, Endpoint, Step
 from tests.local_infer.cache_asks import answered, chat, chunks, make_ask, text_of, whole
 

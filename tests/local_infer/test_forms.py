@@ -9,7 +9,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from local_infer.gateway.forms import (
+from local_infer.api.forms import (
     mark_body,
     mark_events,
     to_events,
@@ -20,7 +20,7 @@ from local_infer.gateway.forms import (
     write_models,
     write_usage,
 )
-from local_infer.gateway.sse import DONE, data_of, split_events, write_event
+from local_infer.api.sse import DONE, data_of, split_events, write_event
 from local_infer.model import Ask, Client, Endpoint, ModelCard, Step
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

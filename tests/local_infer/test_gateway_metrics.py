@@ -7,7 +7,8 @@ import json
 import pytest
 from prometheus_client import CollectorRegistry
 
-from local_infer.gateway.gateway_metrics import GatewayMetrics, Note, access_line, read_usage
+from local_infer.gateway.gateway_metrics import GatewayMetrics, access_line, read_usage
+from local_infer.telemetry.note import Note
 
 
 @pytest.mark.parametrize(

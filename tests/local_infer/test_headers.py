@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from core.config_infer import InferConfig
+from local_infer.api.headers import answer_headers, error_headers, visible_headers
 from local_infer.fault import RATE_LIMIT, ApiError
-from local_infer.gateway.headers import answer_headers, error_headers, visible_headers
 from local_infer.model import Answer, Origin, Step
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
+from local_infer.api.sse import DONE
 from local_infer.cache.io_cache import Cache
 from local_infer.fault import Unreachable
-from local_infer.gateway.sse import DONE
 from local_infer.model import Answer, Ask, Endpoint, Kept, Step, Stream
 from tests.local_infer.cache_asks import (
     ScriptedClock,

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from core.errors import ConfigError, NearpathError
-from local_infer.gateway.sse import DONE, data_of, split_events
+from local_infer.api.sse import DONE, data_of, split_events
+from local_infer.drill.io_drill import drill
+from local_infer.drill.io_recent import read_recent
+from local_infer.drill.outcomes import read_wishes
 from local_infer.io_daemon import Daemon
-from local_infer.retrieval.drill import read_wishes
 from local_infer.retrieval.faq import FaqEntry
 from local_infer.retrieval.io_build import build_index
-from local_infer.retrieval.io_drill import drill
-from local_infer.retrieval.io_recent import read_recent
 from tests.local_infer.gateway import KEY, running_gateway, url_of, write_config
 from tests.local_infer.mock_upstream import TEXT, MockUpstream, Reply
 from tests.local_infer.tiny_model import build_model

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from core.config_infer import Generation, InferConfig
 from core.errors import NearpathError
+from local_infer.api.forms import to_events
+from local_infer.api.request import read_ask
 from local_infer.cache.io_cache import Cache
-from local_infer.gateway.forms import to_events
-from local_infer.gateway.request import read_ask
+from local_infer.drill.io_drill import drill, drill_command
+from local_infer.drill.io_recent import Recent, RecentRequest, read_recent
+from local_infer.drill.outcomes import Outcome, as_json, false_hit_share, read_wishes, tally, wish_headers
 from local_infer.model import Answer, Ask, Client, Endpoint, Step
-from local_infer.retrieval.drill import Outcome, as_json, false_hit_share, read_wishes, tally, wish_headers
-from local_infer.retrieval.io_drill import drill, drill_command
-from local_infer.retrieval.io_recent import Recent, RecentRequest, read_recent
 from local_infer.retrieval.proof import Agreement
 from tests.local_infer.shelves import Clock, body_of, make_config, make_step, reply, tell
 from tests.local_infer.tiny_model import build_model

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from local_infer.api.sse import DONE
 from local_infer.cache.io_flights import Boarded, Flights
 from local_infer.fault import Unreachable
-from local_infer.gateway.sse import DONE
 from local_infer.model import Answer, Stream
 from tests.local_infer.cache_asks import answered, read_all
 

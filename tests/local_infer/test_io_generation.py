@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry
 from core.config_infer import InferConfig
 from core.errors import NearpathError
 from core.io_clock import AnchoredClock
+from local_infer.api.forms import to_whole
+from local_infer.api.sse import DONE, data_of, split_events
 from local_infer.fault import ApiError
-from local_infer.gateway.forms import to_whole
-from local_infer.gateway.sse import DONE, data_of, split_events
 from local_infer.generation.io_generation import Generation
 from local_infer.generation.io_model_queue import LocalQueue
 from local_infer.model import Abstained, Answer, Ask, Client, Endpoint, Origin, Priority, Question, Step, Stream

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from core.config_infer import InferConfig
 from core.io_clock import AnchoredClock
+from local_infer.api.sse import DONE, data_of, split_events
 from local_infer.fault import Unreachable
-from local_infer.gateway.sse import DONE, data_of, split_events
 from local_infer.model import Answer, Ask, Client, Endpoint
 from local_infer.upstreams.io_upstreams import IoUpstreams
 from tests.local_infer.certificate import make_certificate

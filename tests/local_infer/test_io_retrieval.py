@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from core.errors import NearpathError
-from local_infer.gateway.forms import to_events, to_whole
+from local_infer.api.forms import to_events, to_whole
 from local_infer.model import Answer, Origin, Priority, Step
 from local_infer.retrieval import io_verified
 from local_infer.retrieval.io_retrieval import Retrieval, Sight

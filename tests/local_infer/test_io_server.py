@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 
 from core.errors import NearpathError
+from local_infer.api.sse import DONE
 from local_infer.fault import UNAVAILABLE, ApiError
-from local_infer.gateway.sse import DONE
 from local_infer.model import Answer, Ask, ModelCard, Stream
 from tests.local_infer.certificate import make_certificate
 from tests.local_infer.server import CHAT, UPSTREAM, error_of, make_config, running, streams

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from local_infer.gateway.sse import DONE
+from local_infer.api.sse import DONE
 from local_infer.model import Answer, Ask, Stream
 from tests.local_infer.server import CHAT, HEAD, running, streams
 

@@ -17,10 +17,10 @@ from structlog.testing import capture_logs
 
 from core.config_infer import GatewayLimits
 from core.errors import NearpathError
+from local_infer.api.sse import DONE
 from local_infer.fault import ApiError, Unreachable
-from local_infer.gateway.room import Room
-from local_infer.gateway.sse import DONE
 from local_infer.model import Ask, Client, Endpoint, ModelCard, Step
+from local_infer.room import Room
 from local_infer.upstreams.io_probing import read_list
 from local_infer.upstreams.io_upstreams import IoUpstreams
 from tests.local_infer.asking_upstreams import CLOCK, asked, config, make_ask, running, text_of, until, whole

@@ -10,8 +10,8 @@ import pytest
 
 from core.config_infer import InferConfig
 from core.errors import NearpathError
+from local_infer.api.forms import to_events
 from local_infer.fault import ApiError, Busy
-from local_infer.gateway.forms import to_events
 from local_infer.ladder.steps import MOST_SHADOWS
 from local_infer.model import Abstained, Answer, CacheWish, Client, Endpoint, Origin, Priority, Step
 from tests.local_infer.scripted_ladder import CONFIG, JSON, NOW, World, body_of, content, kept_of, make_ask, read

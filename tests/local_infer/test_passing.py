@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from local_infer.gateway.sse import DONE
+from local_infer.api.sse import DONE
 from local_infer.model import Ask, Client, Endpoint
 from local_infer.upstreams.passing import Passing
 from local_infer.upstreams.resume import Sofar

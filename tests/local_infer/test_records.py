@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from local_infer.gateway.gateway_metrics import CLIENT_GONE
+from local_infer.telemetry.note import CLIENT_GONE
 from local_infer.telemetry.records import (
     HISTOGRAMS,
     Attempt,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
+from local_infer.api.request import MAX_DEPTH, parse_body, read_ask, read_cache_wish
 from local_infer.fault import ApiError
-from local_infer.gateway.request import MAX_DEPTH, parse_body, read_ask, read_cache_wish
 from local_infer.model import CacheWish, Client, Endpoint, Step
 
 CLIENT = Client("web", "web")

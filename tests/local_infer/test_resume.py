@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from local_infer.gateway.sse import DONE, data_of, split_events, write_event
+from local_infer.api.sse import DONE, data_of, split_events, write_event
 from local_infer.model import Ask, Client, Endpoint
 from local_infer.upstreams.resume import MAX_TEXT_CHARS, Sofar, continuation, ending, join, may_resume
 

@@ -6,7 +6,7 @@ import pytest
 
 from core.config_infer import GatewayLimits
 from local_infer.fault import ApiError
-from local_infer.gateway.room import UNCOUNTED_BYTES, Room
+from local_infer.room import UNCOUNTED_BYTES, Room
 
 MIB = 1 << 20
 

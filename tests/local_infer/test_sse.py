@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from local_infer.gateway.sse import (
+from local_infer.api.sse import (
     DONE,
     MAX_EVENT_BYTES,
     Overlong,

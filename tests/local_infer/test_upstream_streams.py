@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from local_infer.gateway.sse import DONE, data_of, split_events
+from local_infer.api.sse import DONE, data_of, split_events
 from local_infer.upstreams.io_upstreams import IoUpstreams
 from tests.local_infer.asking_upstreams import CLOCK, asked, config, error_of, make_ask, running, text_of, until, whole
 from tests.local_infer.mock_upstream import TEXT, MockUpstream, Reply

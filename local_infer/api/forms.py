@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from local_infer.gateway.sse import DONE, MAX_EVENT_BYTES, data_of, ends_with_done, split_events, write_event
+from local_infer.api.sse import DONE, MAX_EVENT_BYTES, data_of, ends_with_done, split_events, write_event
 from local_infer.model import Ask, Endpoint, ModelCard, Step
 
 _WHOLE = {Endpoint.CHAT: "chat.completion", Endpoint.COMPLETIONS: "text_completion"}

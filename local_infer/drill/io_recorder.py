@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 
+from local_infer.drill.io_recent import RecentRequest
+from local_infer.drill.outcomes import wish_headers
 from local_infer.model import Answer, Ask, Step, Stream
-from local_infer.retrieval.drill import wish_headers
-from local_infer.retrieval.io_recent import RecentRequest
 
 MOST_BYTES = 1 << 20
 """Of an answer; a longer one is kept without it."""

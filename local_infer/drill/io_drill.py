@@ -29,10 +29,24 @@ from core.config_infer import Generation as GenerationConfig
 from core.config_infer import InferConfig
 from core.errors import NearpathError
 from core.io_config_infer import read_infer_config
+from local_infer.api.request import read_ask
 from local_infer.cache.io_cache import Cache
 from local_infer.cache.io_cache_reading import open_to_read
+from local_infer.drill.io_recent import RecentRequest, read_recent
+from local_infer.drill.outcomes import (
+    NOBODY,
+    WOULD_GENERATE,
+    Outcome,
+    Tally,
+    as_json,
+    false_hit_share,
+    language_asked,
+    read_wishes,
+    step_names,
+    step_of,
+    tally,
+)
 from local_infer.fault import ApiError, Unreachable
-from local_infer.gateway.request import read_ask
 from local_infer.generation.io_generation import Generation
 from local_infer.generation.io_model_queue import LocalQueue
 from local_infer.generation.prompt import read_prompt
@@ -54,20 +68,6 @@ from local_infer.model import (
     Question,
     Step,
 )
-from local_infer.retrieval.drill import (
-    NOBODY,
-    WOULD_GENERATE,
-    Outcome,
-    Tally,
-    as_json,
-    false_hit_share,
-    language_asked,
-    read_wishes,
-    step_names,
-    step_of,
-    tally,
-)
-from local_infer.retrieval.io_recent import RecentRequest, read_recent
 from local_infer.retrieval.io_retrieval import STATE_FILE, Retrieval, text_of
 from local_infer.retrieval.proof import compare_answers
 

@@ -1,0 +1,1 @@
+"""Recent requests, recorded and played through the whole ladder."""
