@@ -9,6 +9,10 @@ from __future__ import annotations
 
 EVERY_S = 10.0
 """Changes that nothing proves are held against the signature after so long: a proof costs each tier a hash of them."""
+BURST = 500
+"""Changes in one batch that make a burst: hashing them takes time from fetching them, here and at the parent,"""
+BURST_EVERY_S = 60.0
+"""so it is done more rarely."""
 WANTED_EVERY_S = 0.5
 """When children want one, not more often than this: all who wait get the same one."""
 FIRST_WAIT_S = 2.0
@@ -31,6 +35,7 @@ class Proofs:
     def __init__(self) -> None:
         self._unproved_since: float | None = None
         self._is_wanted = False
+        self._is_burst = False
         self._earliest = float("-inf")
         self._wait_s = FIRST_WAIT_S
         self._unproved_s = 0.0
@@ -41,8 +46,9 @@ class Proofs:
         """How long the parent may hold its answer to the next question."""
         return self._wait_s
 
-    def changed(self, now: float) -> None:
-        """Changes were published."""
+    def changed(self, now: float, changes: int = 1) -> None:
+        """So many changes of one batch were published."""
+        self._is_burst = changes >= BURST
         if self._unproved_since is None:
             self._unproved_since = now
 
@@ -54,7 +60,9 @@ class Proofs:
         """When to ask for a proof; None: there is nothing to ask for."""
         if self._is_wanted:
             return self._earliest
-        return None if self._unproved_since is None else max(self._unproved_since + EVERY_S, self._earliest)
+        if self._unproved_since is None:
+            return None
+        return max(self._unproved_since + (BURST_EVERY_S if self._is_burst else EVERY_S), self._earliest)
 
     def told(self, now: float, lag_s: float) -> bool:
         """The parent sent changes, and says that it is `lag_s` behind: whether it owes a proof for too long."""

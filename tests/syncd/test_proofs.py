@@ -14,7 +14,18 @@ from core.io_http import bind_tcp, bound_address
 from core.tokens import token_sha256
 from syncd.copy import io_failures, io_follow, proofs
 from syncd.copy.io_child import Follower
-from syncd.copy.proofs import EVERY_S, FIRST_WAIT_S, GAP_S, MAX_WAIT_S, PATIENCE_S, STALE_S, WANTED_EVERY_S, Proofs
+from syncd.copy.proofs import (
+    BURST,
+    BURST_EVERY_S,
+    EVERY_S,
+    FIRST_WAIT_S,
+    GAP_S,
+    MAX_WAIT_S,
+    PATIENCE_S,
+    STALE_S,
+    WANTED_EVERY_S,
+    Proofs,
+)
 from syncd.source import io_origin
 from syncd.source.io_origin import Origin
 from syncd.store.io_offer import Catalogue, Freshness, Offer
@@ -39,6 +50,15 @@ def test_changes_are_proved_some_time_after_the_first_of_them() -> None:
     assert due.due_s() is None
     due.changed(111.0)
     assert due.due_s() == 111.0 + EVERY_S
+
+
+def test_a_burst_is_proved_more_rarely() -> None:
+    due = Proofs()
+    due.changed(100.0)
+    due.changed(101.0, BURST)
+    assert due.due_s() == 100.0 + BURST_EVERY_S
+    due.changed(102.0, BURST - 1)
+    assert due.due_s() == 100.0 + EVERY_S
 
 
 def test_who_waits_for_a_proof_gets_one_soon_and_all_the_same_one() -> None:
