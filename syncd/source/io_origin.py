@@ -37,6 +37,8 @@ MAX_BURST_UNSIGNED_S = 20.0
 PROOF_GAP_S = 0.2
 """Between roots that children want at once: several that ask one after the other get the same one. Where hashing takes
 longer than this, as much time as it took: half of the ledger's time is left for answers."""
+MAX_AHEAD_S = 1.0
+"""And where the versions, which are seconds, run ahead of the clock: one a second in the long run."""
 TRIM_EVERY_S = 600.0
 
 _log = get_logger("origin")
@@ -261,7 +263,8 @@ class Origin:
                     await asyncio.sleep(REOPEN_S)
                     self._changed.set()
                 self._signed_s = time.monotonic()
-                self._gap_s = max(PROOF_GAP_S, self._signed_s - began_s)
+                ahead_s = self.root.version - time.time() if self.root is not None else 0.0
+                self._gap_s = max(PROOF_GAP_S, self._signed_s - began_s, min(ahead_s, MAX_AHEAD_S))
 
     async def _rest(self) -> None:
         """Wait until a root is worth its while: for quiet, but not for too long; for a child that wants one hardly."""
