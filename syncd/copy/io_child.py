@@ -70,8 +70,9 @@ class Follower:
             await self.site.open()
         except StoreBusy:
             raise
-        except NearpathError as error:
-            self.site.board.note(Activity.STOPPED, str(error))
+        except (NearpathError, OSError) as error:
+            failure = judge(error, self.tree.path)
+            self.site.board.note(failure.activity, failure.why)
         self._task = asyncio.create_task(self._run(), name=f"follow-{self.name}")
         self.scrubber.start()
         self._expiry.start()

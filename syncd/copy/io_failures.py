@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from core.errors import MessageError, NearpathError
@@ -91,6 +92,9 @@ def judge(error: Exception, path: str) -> Failure:
             return Failure(Activity.FAILED, why, blames=True, disproves=True, compare=is_unsigned)
         case NearpathError():
             return Failure(Activity.FAILED, why, is_odd=True)
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            full = f"{path}: {error.strerror}, not even for a directory: make some room; it goes on by itself"
+            return Failure(Activity.DISK_FULL, full, FULL_AGAIN_S, listing=True)
         case OSError():
             return Failure(Activity.FAILED, f"{path}: {error}")
         case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from syncd.store.io_store import close_store, open_store
 from syncd.transfer.io_plain import PlainParent
 from syncd.transfer.plain import Look
 from tests.syncd.serving import until
+from tests.syncd.small_disk import mounted
 
 
 class Alone:
@@ -72,6 +74,24 @@ async def test_a_recovery_that_fails_does_not_lock_the_tree_out(
         assert len(failed) == 1
     finally:
         await follower.stop()
+
+
+async def test_a_start_without_room_for_a_directory_waits_for_it(tmp_path: Path) -> None:
+    """Seen in an hour of churn: the daemon ended with a traceback, and again at each start until there was room."""
+    with mounted(tmp_path / "disk", "1m,nr_inodes=4") as disk:
+        tree = Tree(path=str(disk / "tree"), parents=["p"], public_key="0" * 64)
+        follower = Follower("t", tree, tmp_path / "t.db", tmp_path / "key", Alone(), lambda: None)  # type: ignore[arg-type]
+        await follower.start()
+        try:
+            assert follower.status.activity is Activity.DISK_FULL
+            assert "make some room" in follower.status.why
+            await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,nr_inodes=100", disk], check=True)
+            async with asyncio.timeout(20):
+                while follower.status.activity is not Activity.NO_PARENT:
+                    follower.look()
+                    await asyncio.sleep(0.02)
+        finally:
+            await follower.stop()
 
 
 async def test_a_stop_in_the_middle_of_the_opening_lets_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
