@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.exclude import Exclude
 from syncd.copy.io_child import Follower
 from syncd.copy.io_reconcile import compare_in_thread
 from syncd.model import Change, Entry, Kind, Op
@@ -68,7 +69,7 @@ async def plan_now(follower: Follower) -> Plan:
     else:
         later = await follower.with_copy(lambda copy: copy.later())
         changes = (*later, *answer.changes)
-    return await follower.with_copy(lambda copy: copy.plan(changes))
+    return await follower.with_copy(lambda copy: copy.plan(copy.leave_out(changes).changes))
 
 
 async def verify_now(follower: Follower, scratch: Path) -> Findings:
@@ -149,7 +150,7 @@ def _read_and_compare(
     root: bytes, scratch: Path, parent: Parent, follower: Follower, loop: asyncio.AbstractEventLoop
 ) -> tuple[int, tuple[Trouble, ...], Comparison, dict[bytes, Child | None]]:
     """In a thread of its own: (entries read, troubles, what differs, what is here at each path that differs)."""
-    troubles = _read(root, scratch, follower.store)
+    troubles = _read(root, scratch, follower.store, Exclude(follower.tree.exclude))
     ledger = Ledger(scratch)
     try:
         with ledger.local() as local:
@@ -160,17 +161,18 @@ def _read_and_compare(
         ledger.close()
 
 
-def _read(root: bytes, scratch: Path, store: Path) -> tuple[Trouble, ...]:
-    """Index the disk in `scratch`; the copy's own index, in `store`, knows the digests of what is as it was."""
+def _read(root: bytes, scratch: Path, store: Path, exclude: Exclude) -> tuple[Trouble, ...]:
+    """Index the disk in `scratch`; the copy's own index, in `store`, knows the digests of what is as it was, and what is
+    left out."""
     db = open_store(scratch)
-    disk = Disk(root)
+    disk = Disk(root, exclude=exclude)
     try:
         with closing(open_store(store, exclusive=False)) as known:
-            if fact(known, SEALED):
+            if exclude or fact(known, SEALED):
                 known.backup(db)
         index = Index(db, by_inode=True)
         comparer = Comparer(disk, index)
-        comparer.quiet = True
+        comparer.quiet = comparer.keeps_hidden = True
         stack = [(b"", Depth.ALL)]
         while stack:
             with transaction(db):

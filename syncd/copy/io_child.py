@@ -73,7 +73,7 @@ class Follower:
         self.name = name
         self.tree = tree
         self.board = Board(name, on_change)
-        self.offer = Offer(store, self.freshness, self._served_path, Exclude(tree.exclude))
+        self.offer = Offer(store, self.freshness, self._served_path, Exclude(tree.exclude), self.why_not_served)
         self.store = store
         self._key_file = key_file
         self._lineage = lineage
@@ -221,6 +221,14 @@ class Follower:
     def _served_path(self) -> str | None:
         return self.tree.path if self._copy is not None and self.status.has_content else None
 
+    def why_not_served(self) -> str:
+        """Why no child is served of the tree, though it is here; empty when they are."""
+        if self._copy is None or not self._copy.is_partial:
+            return ""
+        return (
+            f"tree {self.name!r} is not whole here: its `exclude` leaves out something that its origin has; ask another"
+        )
+
     async def _work(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
@@ -237,6 +245,7 @@ class Follower:
         size = await self._work(copy.size)
         has_content = bool((await self._work(copy.cursor)).journal)
         self.board.update(entries=size.entries, bytes_=size.bytes, has_content=has_content)
+        self.board.update(left_out=await self._work(copy.left_out))
         refused = await self._work(copy.refused)
         self.board.update(refused=len(refused), refused_paths=refused)
         _log.info("tree_opened", tree=self.name, entries=size.entries, recovered=went_on)
@@ -401,6 +410,7 @@ class Follower:
         """
         again_s = AGAIN_S
         await self.offer.run(lambda ledger: ledger.set_sealed(False))  # it may have had a syncd above it before
+        await self._work(copy.forget_left_out)
         while True:
             await self._obey(copy)
             started_s, wall_s = time.monotonic(), time.time()
@@ -448,7 +458,7 @@ class Follower:
         if self.intake.size_due:
             self.intake.size_due = False
             size = await self._work(copy.size)
-            self.board.update(entries=size.entries, bytes_=size.bytes)
+            self.board.update(entries=size.entries, bytes_=size.bytes, left_out=await self._work(copy.left_out))
 
     async def _repair(self, copy: Copy, parent: Parent | PlainParent) -> None:
         """Fetch anew what the scrub found to be wrong; compared by content, since the parent has the same size and time."""
@@ -498,7 +508,7 @@ class Follower:
             return
         quiet, self._is_root_due = not self._is_root_due, False
         received_s = time.monotonic()
-        await self._check_root(parent, quiet, answer.lag_s)
+        await self._check_root(copy, parent, quiet, answer.lag_s)
         if self._knowledge.said.current_s is None and not self.status.waiting and not self._signature.is_missing:
             # Proved for the first time just now: the parent may be gone before it can be asked once more.
             self._knowledge.tell(received_s - answer.lag_s)
@@ -532,10 +542,11 @@ class Follower:
 
     # -- the signed root
 
-    async def _check_root(self, parent: Parent, quiet: bool, lag_s: float) -> None:
+    async def _check_root(self, copy: Copy, parent: Parent, quiet: bool, lag_s: float) -> None:
         """Compare hashes with the parent's signed root; what drifted is found by a comparison after this."""
         root, has_drifted = await self._signature.check(parent, quiet, lag_s, self.intake.retries.most_tries())
         if root is not None:
+            await self._work(copy.found_equal)
             is_news = await self._signature.keep(root)
             self._knowledge.prove(root.version)
             if is_news:
@@ -569,7 +580,7 @@ class Follower:
             for part in self.intake.in_parts(copy, found.changes):
                 await self.intake.apply(copy, parent, part, None)
                 if self.status.whole is not None:
-                    self.status.whole.took(*weight(part))
+                    self.status.whole.took(*weight(copy.wanted(part)))
                     self.board.update(fetching=None)
             if not found.moved:
                 break

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from core.exclude import NOTHING as LEAVES_NOTHING_OUT
+from core.exclude import Exclude
 from syncd.publish.io_attributes import NOTHING, Kept, take_over
 from syncd.publish.io_below import Below, exchange, remove_all, sync_file_system
 from syncd.publish.io_publish import Layout, begin, explained, finish, no_trip, run
@@ -35,6 +37,7 @@ class Versions:
     versions: bytes
     work: bytes
     kept: Kept = NOTHING
+    exclude: Exclude = LEAVES_NOTHING_OUT
 
     def path(self, number: int) -> bytes:
         """The directory of one version."""
@@ -158,7 +161,7 @@ def _build(place: Versions, old: int, intent: Intent, durable: bool, trip: Calla
     building = os.path.join(place.versions, BUILDING)
     trip("mkdir building")
     os.mkdir(building, 0o700)
-    layout = Layout(building, place.work, place.kept)
+    layout = Layout(building, place.work, place.kept, place.exclude)
     try:
         clone(place.path(old), building, trip, place.kept)
     except OSError as error:

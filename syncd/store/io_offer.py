@@ -32,7 +32,7 @@ class Freshness:
 class Offer:
     """One tree as children see it. `freshness` and `path` are asked at each answer; `path` None: nothing to serve yet.
 
-    `exclude`: what is served to nobody, though it lies in the tree.
+    `exclude`: what is served to nobody, though it lies in the tree. `why_not`: why nothing of it is, empty when it is.
     """
 
     def __init__(
@@ -41,11 +41,13 @@ class Offer:
         freshness: Callable[[], Freshness],
         path: Callable[[], str | None],
         exclude: Exclude = NOTHING,
+        why_not: Callable[[], str] = lambda: "",
     ) -> None:
         self._store = store
         self._freshness = freshness
         self.path = path
         self.exclude = exclude
+        self.why_not = why_not
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._ledger: Ledger | None = None
         self._last = -1
@@ -172,6 +174,11 @@ class Catalogue:
         """Where what is published lies."""
         offer = self.offers.get(tree)
         return offer.path() if offer else None
+
+    def why_not(self, tree: str) -> str:
+        """Why nothing of it is served, though it is here."""
+        offer = self.offers.get(tree)
+        return offer.why_not() if offer else ""
 
     def exclude(self, tree: str) -> Exclude:
         """What of it is served to nobody."""

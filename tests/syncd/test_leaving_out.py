@@ -1,0 +1,136 @@
+"""Copies of a syncd that leave out what patterns say, beside an origin that changes at random: as rsync would have it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.exclude import Exclude
+from syncd.publish.steps import stays_inside
+from tests.syncd.churn import Churn
+from tests.syncd.nodes import Node, running
+
+PATTERNS = ["-dash", "/a/b", "s1/", "Packages.gz", "own.*"]
+NO_GUARD = {"files": 1_000_000, "share": "100%", "floor": 1_000_000}
+
+
+def wrong(origin: Path, copy: Path, patterns: Sequence[str]) -> list[str]:
+    """What rsync would do, but for symlinks that lead out, and directories that are kept for what is left alone in them."""
+    left_out = [f"--exclude={pattern}" for pattern in patterns]
+    command = ["rsync", "-anic", "--no-D", "--delete", *left_out, f"{origin}/", f"{copy}/"]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    # Where a symlink comes that leads out, it cannot "make way"; we do not publish it, so there is no need to.
+    said = [
+        line for line in done.stderr.splitlines() if b"make way for new symlink" not in line and b"code 23" not in line
+    ]
+    assert not said
+    lines = done.stdout.decode("utf-8", "surrogateescape").splitlines()
+    return [
+        line for line in lines if not line.startswith("skipping non-regular") and not is_meant(line, copy, patterns)
+    ]
+
+
+def is_meant(line: str, copy: Path, patterns: Sequence[str]) -> bool:
+    if line.startswith("cL"):
+        path, _, target = line[12:].rpartition(" -> ")
+        return not stays_inside(named(path), named(target))
+    if line.startswith("*deleting") and line.endswith("/"):
+        return holds_only_own(os.fsencode(copy), named(line[12:].rstrip("/")), Exclude(patterns))
+    return line.startswith("cannot delete non-empty directory")
+
+
+def named(told: str) -> bytes:
+    """A path as rsync tells it: other bytes than printable ones as \\#ooo."""
+    return re.sub(rb"\\#(\d{3})", lambda code: bytes([int(code[1], 8)]), os.fsencode(told))
+
+
+def holds_only_own(root: bytes, path: bytes, exclude: Exclude) -> bool:
+    with os.scandir(os.path.join(root, path)) as entries:
+        found = [(path + b"/" + entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    others = [(below, is_dir) for below, is_dir in found if not exclude.leaves_out(below, is_dir)]
+    return bool(found) and all(is_dir and holds_only_own(root, below, exclude) for below, is_dir in others)
+
+
+class Mirror:
+    """A copy with patterns, and files of its own in it."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.own: dict[str, bytes] = {}
+        self.moved_away = 0
+
+    def put_own(self, rng: random.Random, count: int) -> None:
+        """Files of its own in directories that are there."""
+        homes = [Path(above) for above, _, _ in os.walk(self.node.tree.resolve())]
+        for home in rng.sample(sorted(homes), min(count, len(homes))):
+            name = str((home / f"own.{len(self.own)}").relative_to(self.node.tree.resolve()))
+            content = rng.randbytes(20)
+            (self.node.tree / name).write_bytes(content)
+            self.own[name] = content
+
+    def make_way(self) -> None:
+        """Move a file away that is in the way of what the parent has, as its operator is told to do."""
+        why = self.node.status().get("why") or ""
+        if "is left alone by `exclude`" not in why:
+            return
+        for name in list(self.own):
+            if f"{name!r} is left alone" in why:
+                assert (self.node.tree / name).read_bytes() == self.own.pop(name)
+                (self.node.tree / name).unlink()
+                self.moved_away += 1
+
+    def until_same(self, origin: Node) -> None:
+        def same() -> bool:
+            self.make_way()
+            root_hash = origin.status().get("root_hash")
+            return (
+                bool(root_hash)
+                and self.node.status().get("root_hash") == root_hash
+                and self.node.status()["state"] == "current"
+            )
+
+        self.node.until(same, "the origin's root")
+
+    def check(self, origin: Node) -> None:
+        self.until_same(origin)
+        self.node.run("verify", "t")  # times of directories that files were put into
+        self.until_same(origin)
+        assert wrong(origin.tree, self.node.tree, PATTERNS) == []
+        assert {name: (self.node.tree / name).read_bytes() for name in self.own} == self.own
+        status = self.node.status()
+        assert status["left_out_entries"] > 0
+        assert status["not_served"]
+        assert not status["troubles"]
+
+
+def test_copies_with_patterns_follow_an_origin_that_changes_at_random(tmp_path: Path) -> None:
+    seed = int(os.environ.get("SEED", "1"))
+    rng = random.Random(seed)
+    origin, live, atomic = (Node(name, tmp_path / name) for name in ("origin", "live", "atomic"))
+    origin.configure(children=["live", "atomic"], contents="signed" if seed % 2 else "unsigned")
+    origin.tree.mkdir()
+    key = origin.key()
+    live.configure(parents=[origin], key=key, deletes=NO_GUARD, exclude=PATTERNS)
+    atomic.configure(parents=[origin], key=key, deletes=NO_GUARD, exclude=PATTERNS, mode="atomic", grace="1s")
+    churn = Churn(os.fsencode(origin.tree), seed)
+    mirrors = [Mirror(live), Mirror(atomic)]
+    with running(origin, live, atomic):
+        for part in range(int(os.environ.get("PARTS", "3"))):
+            for step in range(200):
+                churn.step()
+                if step % 10 == 0:
+                    time.sleep(rng.random() * 0.05)
+                if step == 100 and part:
+                    node = rng.choice([live, atomic])
+                    node.stop(signal.SIGKILL)
+                    node.start(wait=False)
+            for mirror in mirrors:
+                mirror.check(origin)
+                mirror.put_own(rng, 4)
+        print("moved away", [mirror.moved_away for mirror in mirrors], [len(mirror.own) for mirror in mirrors])
