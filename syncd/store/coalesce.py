@@ -37,7 +37,20 @@ def coalesce(changes: Sequence[Change]) -> list[Change]:
         if change.op is Op.RENAME and change.sequence in before_renames:
             result.append(before_renames[change.sequence])
         result.append(change)
-    return result + _links_last(upserts)
+    return result + _links_last(_unmoved(upserts, changes))
+
+
+def _unmoved(upserts: list[Change], changes: Sequence[Change]) -> list[Change]:
+    """`upserts`, without names of files by which another file goes since a rename that came after."""
+    renames = [change for change in changes if change.op is Op.RENAME]
+    if not renames or not any(change.source for change in upserts):
+        return upserts
+
+    def is_moved(link: Change) -> bool:
+        later = (name for one in renames if one.sequence > link.sequence for name in (one.path, one.source))
+        return any(link.source == name or link.source.startswith(name + b"/") for name in later)
+
+    return [one._replace(source=b"") if one.source and is_moved(one) else one for one in upserts]
 
 
 def _links_last(upserts: list[Change]) -> list[Change]:
