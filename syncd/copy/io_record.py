@@ -176,6 +176,8 @@ class Record:
     def _leave_out(self, change: Change) -> None:
         """Index what is left out as it was told: so the hash is the origin's."""
         assert change.entry is not None
+        if not self._is_home_here(change.path):
+            return  # nothing makes the directory that it is in: the comparison that tells of it brings this, too
         self.is_partial = True
         path, row, digest = change.path, as_left_out(change.entry), change.entry.digest
         old = self._index.get(change.source) if change.op is Op.RENAME else None
@@ -200,6 +202,16 @@ class Record:
             return draft
         self._index.put(draft.path, draft.row, digest)
         return draft._replace(digest=digest)
+
+    def _is_home_here(self, path: bytes) -> bool:
+        """Whether the lowest directory above `path` that is not left out is here."""
+        above = path.rpartition(b"/")[0]
+        while self._border.covers(above, is_directory=True):
+            above = above.rpartition(b"/")[0]
+        if self._index.number(above) is not None:
+            return True
+        row = _look(self._disk, above)
+        return row is not None and row.is_directory
 
     def _rename(self, change: Change) -> None:
         old = self._index.get(change.source)

@@ -139,7 +139,7 @@ def test_a_copy_with_patterns_has_what_is_not_left_out(seed: int, patterns: list
             plan = make_plan(wanted(told.changes, border), visible, Ranks([]))
             assert not [step for step in plan.steps if step.entry and border.leaves_out(step.entry, step.path)]
             do_steps(child, plan.steps, parent)
-            record(index, told.changes, parent)
+            record(index, told.changes, child, border)
             changes = compare(index.whole(), parent)
             if not told.is_lacking and not plan.lacking:
                 break
@@ -167,8 +167,8 @@ def churn(parent: Tree, rng: random.Random) -> None:
     parent.journal[:] = [change._replace(sequence=number) for number, change in enumerate(parent.journal, 1)]
 
 
-def record(index: Tree, changes: tuple[Change, ...], parent: Tree) -> None:
-    """Play changes on what is told of, as `io_record` does on the index; what is not left out is as the parent has it."""
+def record(index: Tree, changes: tuple[Change, ...], child: Tree, border: Border) -> None:
+    """Play changes on what is told of, as `io_record` does on the index, when the steps are done on the disk of `child`."""
     for change in changes:
         entry = change.entry
         if change.op is Op.DELETE:
@@ -184,6 +184,10 @@ def record(index: Tree, changes: tuple[Change, ...], parent: Tree) -> None:
             old = index.kind(change.path)
             if change.path and old is not None and (old is Kind.DIRECTORY) != (entry.kind is Kind.DIRECTORY):
                 index.remove(change.path)
+            homes = [above for above in ancestors(change.path) if not border.covers(above, True)]
+            is_home_here = not homes or Kind.DIRECTORY in (index.kind(homes[0]), child.kind(homes[0]))
+            if border.leaves_out(entry, change.path) and not is_home_here:
+                continue
             for above in ancestors(change.path):
                 if index.kind(above) is not Kind.DIRECTORY:
                     index.set(directory(above, mtime_ns=UNTOLD))
