@@ -42,13 +42,13 @@ def coalesce(changes: Sequence[Change]) -> list[Change]:
 
 def _unmoved(upserts: list[Change], changes: Sequence[Change]) -> list[Change]:
     """`upserts`, without names of files by which another file goes since a rename that came after."""
-    renames = [change for change in changes if change.op is Op.RENAME]
-    if not renames or not any(change.source for change in upserts):
+    if not any(change.source for change in upserts):
         return upserts
+    moved = {name: one.sequence for one in changes if one.op is Op.RENAME for name in (one.path, one.source)}
 
     def is_moved(link: Change) -> bool:
-        later = (name for one in renames if one.sequence > link.sequence for name in (one.path, one.source))
-        return any(link.source == name or link.source.startswith(name + b"/") for name in later)
+        names = link.source.split(b"/")
+        return any(moved.get(b"/".join(names[:n]), -1) > link.sequence for n in range(1, len(names) + 1))
 
     return [one._replace(source=b"") if one.source and is_moved(one) else one for one in upserts]
 
