@@ -32,6 +32,19 @@ def is_as_announced(found: os.stat_result | None, entry: Entry | None) -> bool:
     return entry.mtime_ns == UNTOLD or held_ns(found.st_mtime_ns) == entry.mtime_ns
 
 
+def copy_file(source: int, name: bytes, directory: int, mode: int, mtime_ns: int) -> None:
+    """A copy (a reflink where the disk can) of the open file `source`, as `name` in the directory, durable."""
+    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        while os.copy_file_range(source, target, 1 << 30):
+            pass
+        os.fchmod(target, mode)
+        os.utime(target, ns=(mtime_ns, mtime_ns))
+        os.fsync(target)
+    finally:
+        os.close(target)
+
+
 _UNNOTED = frozenset({Do.PUT, Do.DELETE})
 
 
@@ -331,17 +344,11 @@ class Doer:
         self._discard(self.work, fresh)
         fd, name = self.tree.at(path)
         source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-        fd, name = self.work.at(fresh)
-        target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
         try:
-            while os.copy_file_range(source, target, 1 << 30):
-                pass
-            os.fchmod(target, entry.mode)
-            os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
-            os.fsync(target)
+            fd, name = self.work.at(fresh)
+            copy_file(source, name, fd, entry.mode, entry.mtime_ns)
         finally:
             os.close(source)
-            os.close(target)
 
     def _writable(self, action: Callable[[], None], *paths: bytes) -> None:
         """Do `action`; a directory that we own and may not write is opened up for it, as rsync does, and closed again."""

@@ -23,6 +23,7 @@ from core.exclude import Exclude
 from syncd.publish.io_attributes import NOTHING, Kept, take_over
 from syncd.publish.io_below import Below, exchange, remove_all, sync_file_system
 from syncd.publish.io_publish import Layout, begin, explained, finish, no_trip, run
+from syncd.publish.io_steps import copy_file
 from syncd.publish.steps import Do, Intent, PublishError
 
 BUILDING = b".building"
@@ -198,7 +199,7 @@ def clone(source: bytes, target: bytes, trip: Callable[[str], None] = no_trip, k
                             attributes.append((below, entry.stat(follow_symlinks=False)))
                             todo.append(below)
                         else:
-                            os.link(name, name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+                            _link(entry, name, from_fd, to_fd)
             finally:
                 os.close(from_fd)
         for path, found in reversed(attributes):
@@ -211,6 +212,21 @@ def clone(source: bytes, target: bytes, trip: Callable[[str], None] = no_trip, k
             finally:
                 os.close(fd)
     return made
+
+
+def _link(entry: os.DirEntry[str], name: bytes, from_fd: int, to_fd: int) -> None:
+    """One more name of a file; a copy of what is somebody else's, of whom the kernel lets us make none."""
+    try:
+        os.link(name, name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+    except PermissionError:
+        if not entry.is_file(follow_symlinks=False):
+            raise
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=from_fd)
+        try:
+            found = os.fstat(source)
+            copy_file(source, name, to_fd, stat.S_IMODE(found.st_mode), found.st_mtime_ns)
+        finally:
+            os.close(source)
 
 
 def _throw_away(place: Versions) -> None:
