@@ -18,11 +18,21 @@ _COMES = frozenset({Do.PUT, Do.SYMLINK, Do.LINK, Do.UNPARK, Do.MOVE, Do.BRING})
 
 
 def find_own(tree: Below, path: bytes, exclude: Exclude) -> bytes | None:
-    """The first thing that is left out at or below the directory `path`; None when there is none, or no directory."""
+    """The first thing that is left out at or below the directory `path`; None when there is none, or no directory.
+
+    Nothing that was opened for it stays open: whoever asks is about to put something else there.
+    """
     if not exclude or not is_directory(tree.stat(path)):
         return None
     if path and exclude.leaves_out(path, is_directory=True):
         return path
+    try:
+        return _first(tree, path, exclude)
+    finally:
+        tree.forget()
+
+
+def _first(tree: Below, path: bytes, exclude: Exclude) -> bytes | None:
     todo = [path]
     while todo:
         directory = todo.pop()

@@ -145,3 +145,64 @@ def test_copies_with_patterns_follow_an_origin_that_changes_at_random(tmp_path: 
                 mirror.check(origin)
                 mirror.put_own(rng, 4)
         print("moved away", [mirror.moved_away for mirror in mirrors], [len(mirror.own) for mirror in mirrors])
+
+
+def test_a_mirror_with_a_file_of_its_own_serves_children_until_it_leaves_something_out(tmp_path: Path) -> None:
+    """Debian's mirrors keep a trace file of their own in the tree; a partial mirror cannot serve the whole."""
+    origin, mirror, edge = (Node(name, tmp_path / name) for name in ("origin", "mirror", "edge"))
+    origin.configure(children=["mirror", "edge"])
+    trace = origin.tree / "project" / "trace"
+    trace.mkdir(parents=True)
+    (trace / "master").write_text("master")
+    (origin.tree / "f").write_text("1")
+    key = origin.key()
+    patterns = ["/project/trace/mirror.example.org", "*_arm64.deb"]
+    mirror.configure(parents=[origin], children=["edge"], key=key, exclude=patterns)
+    edge.configure(parents=[mirror], key=key)
+    own = mirror.tree / "project" / "trace" / "mirror.example.org"
+    with running(origin, mirror):
+        mirror.until_current(origin_root(origin))
+        own.write_text("of this mirror")
+        found = mirror.run("verify", "t")
+        assert (found.returncode, "trace" in found.stdout) == (1, True), "the time of the directory"
+        with running(edge):
+            edge.until_current(origin_root(origin))
+            assert not (edge.tree / own.relative_to(mirror.tree)).exists(), (
+                "what is a mirror's own is not told to others"
+            )
+            mirror.until(lambda: mirror.run("verify", "t").returncode == 0, "nothing is different")
+            (trace / "master").write_text("master anew")
+            for number in range(5):
+                (origin.tree / f"p{number}_arm64.deb").write_text("x" * 100)
+            (origin.tree / "p_amd64.deb").write_text("y")
+            root_hash = until_other(origin, edge.status()["root_hash"])
+            mirror.until_current(root_hash)
+            edge.until(lambda: "is not whole here" in edge.status()["why"], "it is told why")
+            edge.configure(parents=[mirror, origin], key=key)
+            assert edge.run("reload").returncode == 0
+            edge.until_current(root_hash)
+            assert edge.status()["parent"] == "origin"
+            assert len(list(edge.tree.glob("*_arm64.deb"))) == 5
+        assert sorted(path.name for path in mirror.tree.glob("p*_*")) == ["p_amd64.deb"]
+        mirror.until(lambda: mirror.status()["left_out_entries"] == 5, "five are left out")
+        assert own.read_text() == "of this mirror"
+        assert "5 entries, 500 B: no child is served of this tree" in mirror.run("status").stdout
+        assert mirror.run("verify", "t").returncode == 0
+        for path in origin.tree.glob("*_arm64.deb"):
+            path.unlink()
+        mirror.until_current(until_other(origin, root_hash))
+        mirror.until(lambda: not mirror.status()["not_served"], "it is whole again")
+
+
+def origin_root(origin: Node) -> str:
+    origin.until(lambda: origin.status().get("root_hash"), "a root")
+    return str(origin.status()["root_hash"])
+
+
+def until_other(origin: Node, root_hash: str) -> str:
+    """The root that the origin signs when it has come to rest after changes."""
+    origin.until(lambda: origin.status()["root_hash"] != root_hash, "another root")
+    while (last := origin_root(origin)) != root_hash:
+        root_hash = last
+        time.sleep(0.5)
+    return root_hash

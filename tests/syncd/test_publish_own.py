@@ -158,3 +158,12 @@ def test_versions_carry_it_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
         assert current(place) == number
     assert files(root) == {"d/own", "e/x.part", "g", "n"}
     assert (root / "d/own").stat().st_mtime_ns == before
+
+
+def test_what_is_made_over_an_empty_directory_is_filled_not_that(tmp_path: Path) -> None:
+    """A directory that was looked into, and then replaced, must not be kept open."""
+    layout, root = small(tmp_path)
+    (root / "d").mkdir()
+    begin(layout, Intent(1, (make(b"d"), put(layout, b"d/f"))))
+    run(layout, durable=False)
+    assert (root / "d" / "f").read_text() == "new"
