@@ -3,7 +3,7 @@
 origin -> regional -> live edge and atomic edge. In rounds: for some seconds random operations at the origin while faults
 come at random; then no more faults, and every copy must become what the origin is, by content, mode and times.
 
-With `--exclude yes` the live edge leaves out what some patterns say, and has files of its own; by default in half of the runs.
+With `--exclude yes` the live edge leaves out what some patterns say, and has files of its own; by default in half the runs.
 
     python -m tests.syncd.churn_nodes [--minutes 60] [--seed 1] [--sealed yes]   (`make churn ARGS="--minutes 10 --seed 7"`)
 """
