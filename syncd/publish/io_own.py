@@ -45,6 +45,24 @@ def _first(tree: Below, path: bytes, exclude: Exclude) -> bytes | None:
     return None
 
 
+def holds_only_own(tree: Below, path: bytes, exclude: Exclude) -> bool:
+    """Whether the directory `path` was kept for what is left out in it, and holds nothing else but directories."""
+    own = find_own(tree, path, exclude)
+    if own is None or own == path:
+        return own == path
+    todo = [path]
+    while todo:
+        directory = todo.pop()
+        for name, is_dir in _names(tree, directory):
+            below = join(directory, name)
+            if exclude.leaves_out(below, is_dir):
+                continue
+            if not is_dir:
+                return False
+            todo.append(below)
+    return True
+
+
 def prune(tree: Below, path: bytes, exclude: Exclude) -> None:
     """Remove all that lies in the directory `path`, but what is left out, and the directories that it lies in.
 

@@ -11,7 +11,7 @@ import pytest
 from core.exclude import Exclude
 from syncd.model import Entry, Kind
 from syncd.publish.io_below import Below
-from syncd.publish.io_own import check_way, find_own, prune
+from syncd.publish.io_own import check_way, find_own, holds_only_own, prune
 from syncd.publish.io_publish import Layout, begin, bring_whole, finish, prepare, run, sweep
 from syncd.publish.io_version import Versions, adopt, current, expire, finish_version, publish_version
 from syncd.publish.steps import Do, Intent, PublishError, Ranks, Step
@@ -127,8 +127,10 @@ def test_only_what_is_left_out_is_found_and_only_the_rest_is_pruned(tmp_path: Pa
         assert find_own(tree, b"", OWN) == b"a/own"
         assert [find_own(tree, path, OWN) for path in (b"a/b", b"e", b"f", b"nowhere", b"nowhere/x")] == [None] * 5
         assert find_own(tree, b"a", Exclude()) is None
+        assert [holds_only_own(tree, path, OWN) for path in (b"a", b"a/own", b"e", b"f")] == [False, True, False, False]
         prune(tree, b"a/own", OWN)
         prune(tree, b"a", OWN)
+        assert holds_only_own(tree, b"a", OWN)
     assert files(tmp_path) == {"a/own/x", "f", "e/g"}
     assert not (tmp_path / "a" / "b").exists()
 
