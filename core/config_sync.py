@@ -196,7 +196,7 @@ class Tree(Section):
     exclude: list[Pattern] = Field(
         default_factory=list,
         max_length=256,
-        description="for an origin, and for copies of plain rsync servers: left out, in the patterns of rsync's --exclude",
+        description="left out here, in the patterns of rsync's --exclude; what lies under such names at a copy stays",
     )
     work: AbsolutePath | None = Field(
         default=None,

@@ -146,11 +146,6 @@ def _unsigned(raw: Mapping[str, Any]) -> Iterator[tuple[PathKey, str]]:
         mixed = [parent for parent in wanted if parent not in plain] if isinstance(wanted, list) else []
         if mixed and tree.get("public_key") is None:
             yield ("trees", name), "a copy needs the origin's `public_key`: `syncd key` prints it there"
-        if mixed and tree.get("exclude"):
-            what = (
-                "what a syncd's copies leave out is said at its origin: here it would be missing, and be brought again"
-            )
-            yield ("trees", name, "exclude"), what
         if mixed and len(mixed) < len(wanted or []):
             yield ("trees", name, "parents"), "a syncd and a plain rsync server cannot both be parents of one tree"
 

@@ -153,6 +153,9 @@ def _copy_rows(tree: dict[str, Any], now_wall_s: float) -> Iterator[tuple[str, R
     if tree["compared_wall_s"]:
         age = format_duration(max(0.0, now_wall_s - tree["compared_wall_s"]))
         yield "compared", Text(f"{age} ago, {tree['differences']:,} differences")
+    if tree["left_out_entries"]:
+        text = f"{tree['left_out_entries']:,} entries, {size(tree['left_out_bytes'])}: no child is served of this tree"
+        yield "left out", Text(text)
     if tree["hook_failed"]:
         yield "hook", Text(printable(tree["hook_failed"]), style="red")
     yield from _many("refused", [f"{printable(r['path'])}: {printable(r['why'])}" for r in tree["refused"]])

@@ -10,12 +10,15 @@ import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from core.exclude import Exclude
 from syncd.copy.io_child import Follower
 from syncd.copy.io_reconcile import compare_in_thread
 from syncd.model import Change, Entry, Kind, Op
+from syncd.publish.io_below import Below
+from syncd.publish.io_own import holds_only_own
 from syncd.publish.plan import Plan
 from syncd.publish.steps import stays_inside
 from syncd.source.io_compare import Comparer, Depth
@@ -68,7 +71,7 @@ async def plan_now(follower: Follower) -> Plan:
     else:
         later = await follower.with_copy(lambda copy: copy.later())
         changes = (*later, *answer.changes)
-    return await follower.with_copy(lambda copy: copy.plan(changes))
+    return await follower.with_copy(lambda copy: copy.plan(copy.leave_out(changes).changes))
 
 
 async def verify_now(follower: Follower, scratch: Path) -> Findings:
@@ -149,28 +152,38 @@ def _read_and_compare(
     root: bytes, scratch: Path, parent: Parent, follower: Follower, loop: asyncio.AbstractEventLoop
 ) -> tuple[int, tuple[Trouble, ...], Comparison, dict[bytes, Child | None]]:
     """In a thread of its own: (entries read, troubles, what differs, what is here at each path that differs)."""
-    troubles = _read(root, scratch, follower.store)
+    exclude = Exclude(follower.tree.exclude)
+    troubles = _read(root, scratch, follower.store, exclude)
     ledger = Ledger(scratch)
     try:
         with ledger.local() as local:
             found = compare_in_thread(local, follower.name, parent, loop)
+            if exclude:
+                found = replace(found, changes=_but_kept(root, found.changes, exclude))
             had = {change.path: ledger.get(change.path) for change in found.changes}
         return ledger.size().entries, troubles, found, had
     finally:
         ledger.close()
 
 
-def _read(root: bytes, scratch: Path, store: Path) -> tuple[Trouble, ...]:
-    """Index the disk in `scratch`; the copy's own index, in `store`, knows the digests of what is as it was."""
+def _but_kept(root: bytes, changes: Sequence[Change], exclude: Exclude) -> list[Change]:
+    """`changes` without directories that are gone at the parent, and stay for what is left alone in them."""
+    with Below(root) as tree:
+        return [c for c in changes if c.op is not Op.DELETE or not holds_only_own(tree, c.path, exclude)]
+
+
+def _read(root: bytes, scratch: Path, store: Path, exclude: Exclude) -> tuple[Trouble, ...]:
+    """Index the disk in `scratch`; the copy's own index, in `store`, knows the digests of what is as it was, and what is
+    left out."""
     db = open_store(scratch)
-    disk = Disk(root)
+    disk = Disk(root, exclude=exclude)
     try:
         with closing(open_store(store, exclusive=False)) as known:
-            if fact(known, SEALED):
+            if exclude or fact(known, SEALED):
                 known.backup(db)
         index = Index(db, by_inode=True)
         comparer = Comparer(disk, index)
-        comparer.quiet = True
+        comparer.quiet = comparer.keeps_hidden = True
         stack = [(b"", Depth.ALL)]
         while stack:
             with transaction(db):

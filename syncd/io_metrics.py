@@ -27,6 +27,8 @@ _OF_ALL = (
 )
 _OF_COPIES = (
     ("syncd_bytes", "bytes of the files of a copy", "bytes"),
+    ("syncd_left_out_entries", "entries that the origin has and `exclude` leaves out here", "left_out_entries"),
+    ("syncd_left_out_bytes", "bytes of the files that `exclude` leaves out here", "left_out_bytes"),
     ("syncd_behind_changes", "changes at the parent that are not published here", "behind"),
     ("syncd_failed_paths", "changes that wait because a file could not be fetched", "waiting"),
     ("syncd_refused_paths", "paths that are not published, such as symlinks that leave the tree", "refused_paths"),

@@ -109,6 +109,8 @@ class ChildStatus:
     has_content: bool = False
     entries: int = 0
     bytes_: int = 0
+    left_out: tuple[int, int] = (0, 0)
+    """(entries, bytes of files) that the origin has, and the patterns of this copy leave out"""
     behind: int = 0
     waiting: int = 0
     published: int = 0

@@ -102,6 +102,10 @@ class Follower:
         """What takes batches in."""
         return self.site.intake
 
+    def why_not_served(self) -> str:
+        """Why no child is served of the tree, though it is here; empty when they are."""
+        return self.site.why_not_served()
+
     @property
     def status(self) -> ChildStatus:
         """What the copy says of itself now."""

@@ -22,20 +22,22 @@ from core.exclude import Exclude
 from core.io_config_sync import work_directory
 from core.io_log import get_logger
 from syncd.copy.io_prove import announced
-from syncd.copy.io_record import REFUSED, Published, Record, brought
+from syncd.copy.io_record import Everything, Published, Record, brought
 from syncd.copy.note import Note, NoteError, decode_changes, decode_note, encode_changes, encode_note
 from syncd.model import Change, Op
 from syncd.publish import io_publish, io_version
 from syncd.publish.guard import Space
 from syncd.publish.io_attributes import Kept
-from syncd.publish.io_below import remove_all
+from syncd.publish.io_below import Below, remove_all
+from syncd.publish.io_own import check_way, find_own
 from syncd.publish.io_publish import DiskFull, Layout
 from syncd.publish.io_version import Versions
+from syncd.publish.left_out import Border, Told, leave_out, wanted
 from syncd.publish.plan import Plan, make_plan
 from syncd.publish.steps import Intent, PublishError, Ranks, Step, touched
 from syncd.source.io_compare import Comparer, Depth
 from syncd.source.io_scan import Disk
-from syncd.source.row import Row, Written, to_entry
+from syncd.source.row import REFUSED, Row, Written, is_published, to_entry
 from syncd.store.io_index import Index, Size
 from syncd.store.io_journal import Draft, Journal
 from syncd.store.io_store import SEALED, close_store, fact, hold_directory, open_store, set_fact, transaction
@@ -49,6 +51,9 @@ MAX_REFUSED = 100
 
 _READ = "disk_read"
 """The fact that the index was made of all that lies there, but for what `exclude` has: its fingerprint and 1; else 0."""
+
+_PARTIAL = "left_out"
+"""The fact that something is, or may be, left out that the origin has."""
 
 _NOTHING: Mapping[bytes, Row] = {}
 
@@ -68,10 +73,11 @@ class Copy:
         self.tree = tree
         self.ranks = Ranks(tree.indexes)
         self._exclude = Exclude(tree.exclude)
+        self._border = Border(self._exclude)
         self._path = os.fsencode(tree.path)
         self._work = os.fsencode(work_directory(tree))
         self._kept = Kept("xattrs" in tree.keep, "acls" in tree.keep, "owners" in tree.keep)
-        self._versions = Versions(self._path, self._path + b".versions", self._work, self._kept)
+        self._versions = Versions(self._path, self._path + b".versions", self._work, self._kept, self._exclude)
         self._is_atomic = tree.mode == "atomic"
         self._lock = self._work_lock = -1
         self._db = open_store(store)
@@ -80,6 +86,8 @@ class Copy:
             self.journal = Journal(self._db)
             self.partial = f".~{self.journal.journal_id.hex()[:16]}~"
             """for `rsync.Options.partial`"""
+            self.is_partial = self._is_partial()
+            """whether it leaves out anything that the origin has, as far as is known: asked from any thread"""
             self._prepare(accept)
         except BaseException:
             self.close()
@@ -113,7 +121,7 @@ class Copy:
     @property
     def layout(self) -> Layout:
         """Where steps are done in mode live, and files staged in both."""
-        return Layout(self.root, self._work, self._kept)
+        return Layout(self.root, self._work, self._kept, self._exclude)
 
     def cursor(self) -> Cursor:
         """How far the parent's journal is published here."""
@@ -134,6 +142,27 @@ class Copy:
         """How much the copy holds."""
         return self.index.size()
 
+    def left_out(self) -> tuple[int, int]:
+        """(entries, bytes of files) that it leaves out of what the origin has; counted, as `size` is."""
+        found = self.index.left_out() if self.is_partial else Size(0, 0, 0)
+        return found.entries, found.bytes
+
+    def found_equal(self) -> None:
+        """The index has all that the origin has: now it is known whether something of it is left out."""
+        if self.is_partial and self._has_read() and not self.index.left_out().entries:
+            with transaction(self._db):
+                set_fact(self._db, _PARTIAL, 0)
+            self.is_partial = False
+
+    def _is_partial(self) -> bool:
+        """Until the patterns of now were compared by, what those before left out may be missing."""
+        is_read_by_others = bool(fact(self._db, _READ)) and not self._has_read()
+        return bool(fact(self._db, _PARTIAL)) or is_read_by_others
+
+    def _has_read(self) -> bool:
+        """Whether the index is of the disk as the patterns of now show it."""
+        return int(fact(self._db, _READ) or 0) == self._exclude.fingerprint() + 1
+
     def space(self) -> Space:
         """Free space on the disk of the copy."""
         found = os.statvfs(self._work)
@@ -150,7 +179,7 @@ class Copy:
         found: list[tuple[bytes, Row]] = []
         for path, entry in announced(changes).items():
             child = self.index.get(path)
-            if child is not None and child.digest is None and child.row.device != REFUSED:
+            if child is not None and child.digest is None and is_published(child.row):
                 row = child.row
                 if stat.S_ISREG(row.mode) and (row.size, row.mtime_ns) == (entry.size, entry.mtime_ns):
                     found.append((path, row))
@@ -163,9 +192,25 @@ class Copy:
                 self.index.set_digest(path, row, digest)
             self._note_quiet_look()
 
+    def leave_out(self, changes: Sequence[Change]) -> Told:
+        """What the parent's changes are for this copy: see `left_out`."""
+        if not self._exclude:
+            return Told(tuple(changes))
+        with Below(self.root) as tree:
+            return leave_out(
+                changes,
+                Everything(self.index),
+                self._border,
+                lambda path: find_own(tree, path, self._exclude) is not None,
+            )
+
+    def wanted(self, changes: Sequence[Change]) -> tuple[Change, ...]:
+        """What of them is published here."""
+        return wanted(changes, self._border) if self._exclude else tuple(changes)
+
     def plan(self, changes: Iterable[Change]) -> Plan:
         """The plan of changes on what is published now."""
-        return make_plan(changes, Published(self.index), self.ranks, bool(self._kept))
+        return make_plan(self.wanted(tuple(changes)), Published(self.index), self.ranks, bool(self._kept))
 
     def as_recorded(self, paths: Iterable[bytes]) -> tuple[Change, ...]:
         """Changes that bring files to what the index says they are: their contents are fetched anew.
@@ -178,7 +223,7 @@ class Copy:
         changes = tuple(
             Change(0, Op.UPSERT, path, to_entry(path, child.row, child.digest if is_sealed else None))
             for path, child in found
-            if child is not None and stat.S_ISREG(child.row.mode)
+            if child is not None and stat.S_ISREG(child.row.mode) and is_published(child.row)
         )
         with self._indexing():
             for change in changes:
@@ -192,12 +237,12 @@ class Copy:
         return tuple(
             Change(0, Op.UPSERT, path, to_entry(path, child.row, child.digest))
             for path, child in found
-            if child is not None and child.row.device != REFUSED
+            if child is not None and is_published(child.row)
         )
 
     def indexed(self) -> list[bytes]:
         """Every path that is published."""
-        return [entry.path for entry in self.index.entries() if entry.inode[0] != REFUSED]
+        return [entry.path for entry in self.index.entries() if entry.inode[0] >= 0]
 
     def refused(self) -> tuple[tuple[bytes, str], ...]:
         """(path, why) of what the origin has and is not published here: the first of them."""
@@ -237,6 +282,7 @@ class Copy:
         recorded as they were written, without another look.
         """
         self.check_place()
+        check_way(self.root, steps, self._exclude)
         number = 1 + max(int(fact(self._db, "published") or 0), self._newest_version())
         intent = Intent(number, tuple(steps), encode_note(note))
         if not steps:
@@ -263,7 +309,9 @@ class Copy:
         """Go on with a publish that was under way, and read the disk where the index is not of it; steps gone on with."""
         self.check_place()
         went_on = self._end_pending()
-        if int(fact(self._db, _READ) or 0) != self._exclude.fingerprint() + 1:
+        if not self._has_read():
+            with transaction(self._db):
+                set_fact(self._db, _PARTIAL, int(self.is_partial))
             self.read_disk()
         return went_on
 
@@ -328,7 +376,7 @@ class Copy:
         disk = Disk(self.root, exclude=self._exclude)
         try:
             comparer = Comparer(disk, self.index)
-            comparer.quiet = True
+            comparer.quiet = comparer.keeps_hidden = True
             stack = [(b"", Depth.ALL)]
             while stack:
                 with self._indexing():
@@ -344,6 +392,15 @@ class Copy:
             disk.close()
         with transaction(self._db):
             set_fact(self._db, _READ, self._exclude.fingerprint() + 1)
+
+    def forget_left_out(self) -> None:
+        """A plain server is followed: what is left out is as if it were not there, for our own children too."""
+        if self.is_partial:
+            with self._indexing():
+                self.index.forget_left_out()
+                set_fact(self._db, _PARTIAL, 0)
+                self._note_quiet_look()
+            self.is_partial = False
 
     def _forget_reading(self) -> None:
         """The index may not be what lies there any more: `recover` reads the disk, unless that is done before."""
@@ -397,9 +454,17 @@ class Copy:
         """Bring the index to where the changes bring the tree; the drafts of the same for our children."""
         disk = Disk(self.root, exclude=self._exclude)
         try:
-            return Record(self.index, disk, note.changes).play(frozenset(note.refused), known)
+            record = Record(self.index, disk, note.changes, self._border)
+            drafts = record.play(frozenset(note.refused), known)
+            self._note_partial(record)
+            return drafts
         finally:
             disk.close()
+
+    def _note_partial(self, record: Record) -> None:
+        if record.is_partial and not self.is_partial:
+            self.is_partial = True  # before anybody can be told of it
+            set_fact(self._db, _PARTIAL, 1)
 
     def _look_again(self, paths: Sequence[bytes]) -> None:
         with self._indexing():
@@ -413,7 +478,10 @@ class Copy:
         """
         disk = Disk(self.root, exclude=self._exclude)
         try:
-            return Record(self.index, disk, changes).look(paths)
+            record = Record(self.index, disk, changes, self._border)
+            drafts = record.look(paths)
+            self._note_partial(record)
+            return drafts
         finally:
             disk.close()
 
@@ -471,7 +539,7 @@ class Copy:
 
     def _was_emptied(self) -> bool:
         try:
-            return not os.listdir(self.root) and self.index.holds_more_than_root(REFUSED)
+            return not os.listdir(self.root) and self.index.holds_more_than_root()
         except FileNotFoundError:
             return True
 

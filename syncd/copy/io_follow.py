@@ -223,6 +223,8 @@ class Following:
         """The copy is what the origin signed, and what was said of how fresh it is holds."""
         site = self._site
         self._proofs.proved(time.monotonic())
+        if (copy := site.copy) is not None:
+            await site.work(copy.found_equal)
         is_news = await site.signature.keep(root)
         site.knowledge.prove(root.version)
         if is_news:
@@ -275,6 +277,6 @@ class Following:
         for part in intake.in_parts(copy, found.changes):
             await intake.apply(copy, parent, part, None)
             if site.status.whole is not None:
-                site.status.whole.took(*weight(part))
+                site.status.whole.took(*weight(copy.wanted(part)))
                 site.board.update(fetching=None)
         return bool(found.moved)

@@ -35,6 +35,7 @@ class PlainFollowing:
         site = self._site
         again_s = AGAIN_S
         await site.offer.run(lambda ledger: ledger.set_sealed(False))  # it may have had a syncd above it before
+        await site.work(copy.forget_left_out)
         while True:
             await self._wishes.obey(copy)
             is_whole = await self._look(copy, name, parent)

@@ -127,7 +127,8 @@ class Intake:
 
         In a first sync what is here already counts too: it may have been begun more than once.
         """
-        whole = Fetching(*weight(changes), time.monotonic()) if changes else None
+        wanted = await self._work(lambda: copy.wanted(changes))
+        whole = Fetching(*weight(wanted), time.monotonic()) if wanted else None
         if whole is not None and not self.board.status.has_content:
             size = await self._work(copy.size)
             files = size.entries - size.directories
@@ -142,7 +143,7 @@ class Intake:
             return []
         entries = [
             change.entry
-            for change in changes
+            for change in await self._work(lambda: copy.wanted(changes))
             if change.op is Op.UPSERT
             and change.entry is not None
             and change.entry.kind is Kind.FILE
@@ -207,7 +208,7 @@ class Intake:
         if self.size_due:
             self.size_due = False
             size = await self._work(copy.size)
-            self.board.update(entries=size.entries, bytes_=size.bytes)
+            self.board.update(entries=size.entries, bytes_=size.bytes, left_out=await self._work(copy.left_out))
 
     # -- the steps of `apply`, in their order
 
@@ -221,6 +222,8 @@ class Intake:
         has_digests = any(change.entry is not None and change.entry.digest is not None for change in changes)
         is_usual = not later and (not has_digests or are_in_order(changes))
         every = tuple(changes) if is_usual else tuple(coalesce((*later, *changes)))
+        told = await self._work(lambda: copy.leave_out(every))
+        every, self.is_lacking = told.changes, self.is_lacking or told.is_lacking
         if has_digests:
             await self._read_here(copy, every)
         return every, is_usual

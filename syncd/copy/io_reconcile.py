@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from syncd.copy.io_copy import Copy
 from syncd.model import Change, Op
-from syncd.source.row import to_entry
+from syncd.source.row import is_published, to_entry
 from syncd.store.io_ledger import Ledger
 from syncd.store.io_offer import Offer
 from syncd.store.manifest import Comparison, Manifest, compare
@@ -52,6 +52,8 @@ def link_changes(copy: Copy, groups: Iterable[tuple[bytes, ...]]) -> list[Change
         for other in others:
             child = copy.index.get(other)
             if kept is None or child is None or child.row.is_directory or child.row.inode == kept.row.inode:
+                continue
+            if not is_published(kept.row) or not is_published(child.row):
                 continue
             if (child.row.size, child.row.mtime_ns, child.row.mode) == (
                 kept.row.size,

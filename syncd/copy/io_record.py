@@ -1,7 +1,8 @@
 """Recording what a batch brought: the index brought to where the changes brought the disk, and the drafts of the same.
 
-The drafts are for children of our own. Contents come with the digest that was announced with them: it was proved by then,
-or is that of what was here already. And the index as a plan asks it.
+What the copy leaves out is recorded as it was told: it is not on the disk. The drafts are for children of our own. Contents
+come with the digest that was announced with them: it was proved by then, or is that of what was here already. And the index
+as a plan asks it.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from syncd.copy.io_prove import announced, digests_of
 from syncd.model import UNTOLD, Change, Entry, Op
+from syncd.publish.left_out import Border
 from syncd.publish.steps import Do, Step
 from syncd.source.io_compare import Comparer
 from syncd.source.io_scan import Disk, Gone, Trouble
-from syncd.source.row import Row, Written, as_sure, to_entry
+from syncd.source.row import EXCLUDED, REFUSED, Row, Written, as_left_out, as_sure, is_published, to_entry
 from syncd.store.io_index import Index
 from syncd.store.io_journal import Draft
-
-REFUSED = -1
-"""As the device of a row: the index has it, since the origin has, but it is not published."""
 
 NOT_TOLD: Mapping[bytes, Entry] = {}
 
@@ -72,22 +71,46 @@ class Published:
     def get(self, path: bytes) -> Entry | None:
         """The entry at `path`."""
         child = self._index.get(path)
-        return to_entry(path, child.row, child.digest) if child is not None and child.row.device != REFUSED else None
+        return to_entry(path, child.row, child.digest) if child is not None and is_published(child.row) else None
 
     def below(self, path: bytes) -> Iterator[Entry]:
         """All entries below `path`."""
         entries = self._index.entries(path)
         next(entries, None)
-        return (entry for entry in entries if entry.inode[0] != REFUSED)
+        return (entry for entry in entries if entry.inode[0] >= 0)
+
+
+class Everything:
+    """The index with all that the origin has, published here or not."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, path: bytes) -> Entry | None:
+        """The entry at `path`."""
+        child = self._index.get(path)
+        return to_entry(path, child.row, child.digest) if child is not None else None
+
+    def below(self, path: bytes) -> Iterator[Entry]:
+        """All entries below `path`."""
+        entries = self._index.entries(path)
+        next(entries, None)
+        return entries
 
 
 class Record:
-    """See the module. Within one transaction; `changes`: what was planned, in the order of a journal's page."""
+    """See the module. Within one transaction; `changes`: what was planned, in the order of a journal's page.
 
-    def __init__(self, index: Index, disk: Disk, changes: Sequence[Change]) -> None:
+    `border`: what of them is left out here.
+    """
+
+    def __init__(self, index: Index, disk: Disk, changes: Sequence[Change], border: Border) -> None:
         self._index = index
         self._disk = disk
         self._changes = changes
+        self._border = border
+        self.is_partial = False
+        """something was recorded that is left out"""
         self._told = announced(changes)
         self._drafts: list[Draft] = []
 
@@ -95,6 +118,7 @@ class Record:
         """All changes are done: go through them; `refused` paths are not published. `known`: see `brought`."""
         if not refused and all(change.op is Op.UPSERT and not change.source for change in self._changes):
             paths = dict.fromkeys(change.path for change in self._changes)
+            known = {**known, **self._rows_left_out()}
             found = record_upserts(self._index, self._disk, list(paths), known, self._told)
             if found is not None:
                 return found
@@ -102,6 +126,8 @@ class Record:
             if change.op is Op.DELETE:
                 if self._index.remove(change.path):
                     self._drafts.append(Draft(Op.DELETE, change.path))
+            elif self._is_left_out(change):
+                self._leave_out(change)
             elif change.op is Op.RENAME:
                 self._rename(change)
             elif change.path in refused and change.entry is not None:
@@ -123,7 +149,48 @@ class Record:
                 comparer.walk(path, depth)
         comparer.settle_losses()
         drafts = comparer.take().drafts
-        return [self._with_digest(draft) for draft in drafts] if self._told else drafts
+        if self._told:
+            drafts = [self._with_digest(draft) for draft in drafts]
+        # What is left out is not on the disk to be found: of that, nothing is ever held back.
+        for change in self._changes:
+            if self._is_left_out(change):
+                self._leave_out(change)
+            elif change.op is Op.DELETE and (old := self._index.get(change.path)) and old.row.device == EXCLUDED:
+                self._index.remove(change.path)
+                self._drafts.append(Draft(Op.DELETE, change.path))
+        return [*drafts, *self._drafts]
+
+    def _is_left_out(self, change: Change) -> bool:
+        is_told = change.op is not Op.DELETE and change.entry is not None
+        return is_told and change.entry is not None and self._border.leaves_out(change.entry, change.path)
+
+    def _rows_left_out(self) -> dict[bytes, Row]:
+        """By path, of what upserts tell of last and is left out."""
+        if not self._border.exclude:
+            return {}
+        last = {change.path: change for change in self._changes}
+        found = {p: as_left_out(c.entry) for p, c in last.items() if c.entry is not None and self._is_left_out(c)}
+        self.is_partial |= bool(found)
+        return found
+
+    def _leave_out(self, change: Change) -> None:
+        """Index what is left out as it was told: so the hash is the origin's."""
+        assert change.entry is not None
+        if not self._is_home_here(change.path):
+            return  # nothing makes the directory that it is in: the comparison that tells of it brings this, too
+        self.is_partial = True
+        path, row, digest = change.path, as_left_out(change.entry), change.entry.digest
+        old = self._index.get(change.source) if change.op is Op.RENAME else None
+        if old is not None:
+            self._make_above(path)
+            self._index.move(change.source, path)
+            self._index.put(path, row, old.digest)
+            self._drafts.append(Draft(Op.RENAME, path, row, change.source, old.digest))
+            return
+        self._make_way(path, row)
+        self._make_above(path)
+        self._index.put(path, row, digest)
+        self._drafts.append(Draft(Op.UPSERT, path, row, b"", digest))
 
     def _with_digest(self, draft: Draft) -> Draft:
         """The draft with the digest that its content was announced with, which is stored too."""
@@ -135,6 +202,16 @@ class Record:
             return draft
         self._index.put(draft.path, draft.row, digest)
         return draft._replace(digest=digest)
+
+    def _is_home_here(self, path: bytes) -> bool:
+        """Whether the lowest directory above `path` that is not left out is here."""
+        above = path.rpartition(b"/")[0]
+        while self._border.covers(above, is_directory=True):
+            above = above.rpartition(b"/")[0]
+        if self._index.number(above) is not None:
+            return True
+        row = _look(self._disk, above)
+        return row is not None and row.is_directory
 
     def _rename(self, change: Change) -> None:
         old = self._index.get(change.source)
@@ -187,7 +264,8 @@ class Record:
         row = _look(self._disk, above)
         if row is None or not row.is_directory:
             # The disk is as after the last of the changes: what is a directory now may be gone, or a file, by then.
-            row = Row(stat.S_IFDIR | 0o755, 0, UNTOLD, 0, 0, 0, b"")
+            is_out = self._border.covers(above, is_directory=True)
+            row = Row(stat.S_IFDIR | 0o755, 0, UNTOLD, 0, EXCLUDED if is_out else 0, 0, b"")
         self._make_way(above, row)
         self._index.put(above, row)
         if above:

@@ -55,7 +55,9 @@ class Site:
         self.current_asked_s = 0.0
         """monotonic time of the last question to the parent after whose answer the copy was current"""
         self.board = Board(name, on_change)
-        self.offer = Offer(store, freshness, self.served_path, Exclude(tree.exclude), self._can_prove)
+        self.offer = Offer(
+            store, freshness, self.served_path, Exclude(tree.exclude), self._can_prove, self.why_not_served
+        )
         self.knowledge = Knowledge()
         self.signature = Signature(name, tree, self.offer, self.board)
         self.intake = Intake(name, tree, self.board, self.work, self._announce)
@@ -70,6 +72,14 @@ class Site:
     def served_path(self) -> str | None:
         """Where what is published lies; None while there is nothing whole."""
         return self.tree.path if self.copy is not None and self.status.has_content else None
+
+    def why_not_served(self) -> str:
+        """Why no child is served of the tree, though it is here; empty when they are."""
+        if self.copy is None or not self.copy.is_partial:
+            return ""
+        return (
+            f"tree {self.name!r} is not whole here: its `exclude` leaves out something that its origin has; ask another"
+        )
 
     def _can_prove(self) -> bool:
         """Whether the copy may soon be found equal to a root: not while a file waits, or the parent is not followed."""
@@ -90,6 +100,7 @@ class Site:
         size = await self.work(copy.size)
         has_content = bool((await self.work(copy.cursor)).journal)
         self.board.update(entries=size.entries, bytes_=size.bytes, has_content=has_content)
+        self.board.update(left_out=await self.work(copy.left_out))
         refused = await self.work(copy.refused)
         self.board.update(refused=len(refused), refused_paths=refused)
         _log.info("tree_opened", tree=self.name, entries=size.entries, recovered=went_on)

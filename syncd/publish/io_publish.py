@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from core.exclude import NOTHING as LEAVES_NOTHING_OUT
+from core.exclude import Exclude
 from syncd.model import Entry
 from syncd.publish.io_attributes import NOTHING, ROOM, Kept
 from syncd.publish.io_below import Below, remove_all, set_mode
@@ -43,11 +45,15 @@ class DiskFull(PublishError):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where one tree is published: `root`, the directory clients see, and `work`, of this daemon alone. `kept`: how."""
+    """Where one tree is published: `root`, the directory clients see, and `work`, of this daemon alone. `kept`: how.
+
+    `exclude`: what lies there and is left alone, see `io_own`.
+    """
 
     root: bytes
     work: bytes
     kept: Kept = NOTHING
+    exclude: Exclude = LEAVES_NOTHING_OUT
 
     @property
     def stage(self) -> bytes:
@@ -138,6 +144,9 @@ def bring_whole(layout: Layout, steps: Sequence[Step], ranks: Ranks) -> tuple[St
     that come with their directory need no step of their own any more.
     """
     new = {step.path: step for step in steps if step.do is Do.MAKE and step.entry is not None}
+    if layout.exclude and new:
+        with Below(layout.root) as tree:
+            new = {path: step for path, step in new.items() if tree.stat(path) is None}
     if not new:
         return tuple(steps)
     wanted: dict[bytes, set[bytes]] = {path: set() for path in new}
@@ -235,7 +244,7 @@ def run(
         )
     done, inode = _read_progress(layout)
     with Below(layout.root) as tree, Below(layout.work) as work:
-        doer = Doer(tree, work, consume, trip, layout.kept)
+        doer = Doer(tree, work, consume, trip, layout.kept, layout.exclude)
         try:
             if durable and not done and not inode:
                 doer.sync_staged(todo.intent.steps)

@@ -9,9 +9,12 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from core.exclude import NOTHING as LEAVES_NOTHING_OUT
+from core.exclude import Exclude
 from syncd.model import UNTOLD, Entry
 from syncd.publish.io_attributes import NOTHING, ROOM, Kept, take_over
 from syncd.publish.io_below import Below, exchange, is_directory, set_mode, sync_file_system
+from syncd.publish.io_own import find_own, prune, refuse_own
 from syncd.publish.steps import Do, PublishError, Step, touched
 from syncd.source.row import held_ns
 
@@ -29,6 +32,19 @@ def is_as_announced(found: os.stat_result | None, entry: Entry | None) -> bool:
     return entry.mtime_ns == UNTOLD or held_ns(found.st_mtime_ns) == entry.mtime_ns
 
 
+def copy_file(source: int, name: bytes, directory: int, mode: int, mtime_ns: int) -> None:
+    """A copy (a reflink where the disk can) of the open file `source`, as `name` in the directory, durable."""
+    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        while os.copy_file_range(source, target, 1 << 30):
+            pass
+        os.fchmod(target, mode)
+        os.utime(target, ns=(mtime_ns, mtime_ns))
+        os.fsync(target)
+    finally:
+        os.close(target)
+
+
 _UNNOTED = frozenset({Do.PUT, Do.DELETE})
 
 
@@ -36,13 +52,20 @@ class Doer:
     """Does steps, one after the other, on an open tree and an open work directory."""
 
     def __init__(
-        self, tree: Below, work: Below, consume: bool, trip: Callable[[str], None], kept: Kept = NOTHING
+        self,
+        tree: Below,
+        work: Below,
+        consume: bool,
+        trip: Callable[[str], None],
+        kept: Kept = NOTHING,
+        exclude: Exclude = LEAVES_NOTHING_OUT,
     ) -> None:
         self.tree = tree
         self.work = work
         self.consume = consume
         self.trip = trip
         self.kept = kept
+        self.exclude = exclude
         self.number = 0
         self.expected = 0
         """inode noted for the first step, which may have happened already; 0 for every other"""
@@ -120,6 +143,9 @@ class Doer:
             self._delete(path)
         elif step.do is Do.ATTR:
             self._attributes(step, fresh)
+        elif step.do is Do.MAKE and not self._is_done(path) and self._holds_own(path):
+            self._note(self.number, 0)
+            self._writable(lambda: prune(self.tree, path, self.exclude), path)
         elif not self._is_done(path):
             self._make(step, fresh)
             self._place(self.work, fresh, path)
@@ -206,6 +232,10 @@ class Doer:
                 raise
         else:
             return
+        refuse_own(self.tree, path, self.exclude)
+        to_fd, to_name = self.tree.at(path)
+        from_fd, from_name = below.at(source)
+        to_fd, to_name = self.tree.at(path)
         self.trip("exchange")
         try:
             exchange(from_fd, from_name, to_fd, to_name)
@@ -245,7 +275,19 @@ class Doer:
     def _delete(self, path: bytes) -> None:
         if self.tree.stat(path) is not None:
             self._note(self.number, 0)
-            self._writable(lambda: self._discard(self.tree, path), path)
+            is_kept = self._holds_own(path)
+            self._writable(lambda: self._remove(path, is_kept), path)
+
+    def _remove(self, path: bytes, is_kept: bool) -> None:
+        if is_kept:
+            self.trip("prune")
+            prune(self.tree, path, self.exclude)
+        else:
+            self._discard(self.tree, path)
+
+    def _holds_own(self, path: bytes) -> bool:
+        """Whether something lies at or below the directory `path` that is left alone."""
+        return bool(self.exclude) and find_own(self.tree, path, self.exclude) is not None
 
     def _discard(self, below: Below, path: bytes) -> None:
         """Take `path` out of sight: a file is unlinked, a directory goes to the trash at once, with all below it."""
@@ -302,17 +344,11 @@ class Doer:
         self._discard(self.work, fresh)
         fd, name = self.tree.at(path)
         source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-        fd, name = self.work.at(fresh)
-        target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
         try:
-            while os.copy_file_range(source, target, 1 << 30):
-                pass
-            os.fchmod(target, entry.mode)
-            os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
-            os.fsync(target)
+            fd, name = self.work.at(fresh)
+            copy_file(source, name, fd, entry.mode, entry.mtime_ns)
         finally:
             os.close(source)
-            os.close(target)
 
     def _writable(self, action: Callable[[], None], *paths: bytes) -> None:
         """Do `action`; a directory that we own and may not write is opened up for it, as rsync does, and closed again."""

@@ -18,9 +18,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from core.exclude import NOTHING as LEAVES_NOTHING_OUT
+from core.exclude import Exclude
 from syncd.publish.io_attributes import NOTHING, Kept, take_over
 from syncd.publish.io_below import Below, exchange, remove_all, sync_file_system
 from syncd.publish.io_publish import Layout, begin, explained, finish, no_trip, run
+from syncd.publish.io_steps import copy_file
 from syncd.publish.steps import Do, Intent, PublishError
 
 BUILDING = b".building"
@@ -35,6 +38,7 @@ class Versions:
     versions: bytes
     work: bytes
     kept: Kept = NOTHING
+    exclude: Exclude = LEAVES_NOTHING_OUT
 
     def path(self, number: int) -> bytes:
         """The directory of one version."""
@@ -158,7 +162,7 @@ def _build(place: Versions, old: int, intent: Intent, durable: bool, trip: Calla
     building = os.path.join(place.versions, BUILDING)
     trip("mkdir building")
     os.mkdir(building, 0o700)
-    layout = Layout(building, place.work, place.kept)
+    layout = Layout(building, place.work, place.kept, place.exclude)
     try:
         clone(place.path(old), building, trip, place.kept)
     except OSError as error:
@@ -195,7 +199,7 @@ def clone(source: bytes, target: bytes, trip: Callable[[str], None] = no_trip, k
                             attributes.append((below, entry.stat(follow_symlinks=False)))
                             todo.append(below)
                         else:
-                            os.link(name, name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+                            _link(entry, name, from_fd, to_fd)
             finally:
                 os.close(from_fd)
         for path, found in reversed(attributes):
@@ -208,6 +212,21 @@ def clone(source: bytes, target: bytes, trip: Callable[[str], None] = no_trip, k
             finally:
                 os.close(fd)
     return made
+
+
+def _link(entry: os.DirEntry[str], name: bytes, from_fd: int, to_fd: int) -> None:
+    """One more name of a file; a copy of what is somebody else's, of whom the kernel lets us make none."""
+    try:
+        os.link(name, name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+    except PermissionError:
+        if not entry.is_file(follow_symlinks=False):
+            raise
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=from_fd)
+        try:
+            found = os.fstat(source)
+            copy_file(source, name, to_fd, stat.S_IMODE(found.st_mode), found.st_mtime_ns)
+        finally:
+            os.close(source)
 
 
 def _throw_away(place: Versions) -> None:

@@ -16,7 +16,7 @@ from enum import Enum
 from syncd.model import Op, join
 from syncd.source.io_contents import Contents, Later
 from syncd.source.io_scan import Disk, Gone, Listing, Trouble
-from syncd.source.row import UNSURE, Row, has_other_mark, is_only_marked, is_same_thing
+from syncd.source.row import EXCLUDED, UNSURE, Row, has_other_mark, is_only_marked, is_same_thing
 from syncd.source.touched import Touched
 from syncd.store.io_index import UNREADABLE, Child, Index
 from syncd.store.io_journal import Draft
@@ -56,6 +56,8 @@ class Comparer:
         self._unread: set[bytes] = set()
         """what may have been written to before it was renamed, and is still to be read"""
         self.quiet = False
+        self.keeps_hidden = False
+        """at a copy: names that the disk hides stay in the index, as left out"""
         self.keep_links = False
         """tell of names that are one file"""
         self.contents: Contents | None = None
@@ -186,8 +188,12 @@ class Comparer:
                     self._found.to_walk.append((below, depth if is_known else Depth.ALL))
         self._put_new(path, number, new_files)
         for name in known:
+            below = join(path, name)
+            if self.keeps_hidden and self._disk.hides(below, known[name].row.is_directory):
+                if known[name].row.device != EXCLUDED:
+                    self._index.leave_out(below)
             # Looked at once more: a listing may miss a name that is renamed over while it is read.
-            if name not in listing.troubled and self._look_again(below := join(path, name)) is None:
+            elif name not in listing.troubled and self._look_again(below) is None:
                 self._lost.append(below)
         for name in listing.troubled:
             self._found.troubles.append(Trouble(join(path, name), "it is there but cannot be looked at"))
@@ -284,7 +290,7 @@ class Comparer:
 
         False: not believed, or its content is still to be read.
         """
-        if old is not None and old.row.is_directory and row.is_directory and old.row.device and not row.device:
+        if old is not None and old.row.is_directory and row.is_directory and old.row.device > 0 and not row.device:
             # A mount that is gone leaves an empty directory: the content was not deleted.
             self._found.troubles.append(
                 Trouble(path, "the file system that was mounted here is not; nothing is deleted")

@@ -160,6 +160,10 @@ class Disk:
             if row is not None:
                 yield path, row
 
+    def hides(self, path: bytes, is_directory: bool) -> bool:
+        """Whether what would be at `path`, in a directory that is looked at, is as if it were not there."""
+        return self._exclude.leaves_out(path, is_directory)
+
     def directory(self, path: bytes) -> int:
         """A descriptor of the directory `path`, which lives until the next call. Raises Gone, Trouble."""
         return self._open(path)[0]

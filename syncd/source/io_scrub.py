@@ -20,7 +20,7 @@ from pathlib import Path
 from core.errors import NearpathError
 from core.io_log import get_logger
 from syncd.source.io_digest import digest_below, lowest_priority
-from syncd.source.row import Row, held_ns
+from syncd.source.row import Row, held_ns, is_published
 from syncd.store.io_index import Index
 from syncd.store.io_store import SEALED, fact, open_store, set_fact, transaction
 
@@ -192,7 +192,7 @@ class Scrubber:
         """(row, digest) of a file that was not read before; None when there is nothing to write down."""
         index.rolled_back()
         child, known = index.get(path), index.digest(path)
-        if child is None or not stat.S_ISREG(child.row.mode):
+        if child is None or not stat.S_ISREG(child.row.mode) or not is_published(child.row):
             return None
         try:
             digest = self._digest_of(root, path, child.row, rate)

@@ -14,6 +14,12 @@ systems ticks every 1 to 10 ms. (git calls such an index entry racy, and solves 
 UNSURE = -1
 """The ctime of a racy row: it equals no real one, so the next look takes the path for changed, and not its own word."""
 
+REFUSED = -1
+"""As the device of a row at a copy: the index has it, since the origin has, but it is not published."""
+
+EXCLUDED = -2
+"""Likewise, because the copy's patterns leave it out: with the size, times and mode that were told."""
+
 
 class Row(NamedTuple):
     """`mode` is all of st_mode. For directories size is 0: what is in them is told by its own rows.
@@ -35,6 +41,17 @@ class Row(NamedTuple):
     def is_directory(self) -> bool:
         """Whether this is a directory."""
         return stat.S_ISDIR(self.mode)
+
+
+def is_published(row: Row) -> bool:
+    """Whether what the row tells of lies in the tree that clients see, as far as the index knows."""
+    return row.device >= 0
+
+
+def as_left_out(entry: Entry) -> Row:
+    """The row of what is told of and left out."""
+    form = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}[entry.kind]
+    return Row(form | entry.mode, entry.size, entry.mtime_ns, 0, EXCLUDED, 0, entry.target)
 
 
 Written = dict[bytes, Row | None]

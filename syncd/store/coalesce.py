@@ -37,7 +37,20 @@ def coalesce(changes: Sequence[Change]) -> list[Change]:
         if change.op is Op.RENAME and change.sequence in before_renames:
             result.append(before_renames[change.sequence])
         result.append(change)
-    return result + _links_last(upserts)
+    return result + _links_last(_unmoved(upserts, changes))
+
+
+def _unmoved(upserts: list[Change], changes: Sequence[Change]) -> list[Change]:
+    """`upserts`, without names of files by which another file goes since a rename that came after."""
+    if not any(change.source for change in upserts):
+        return upserts
+    moved = {name: one.sequence for one in changes if one.op is Op.RENAME for name in (one.path, one.source)}
+
+    def is_moved(link: Change) -> bool:
+        names = link.source.split(b"/")
+        return any(moved.get(b"/".join(names[:n]), -1) > link.sequence for n in range(1, len(names) + 1))
+
+    return [one._replace(source=b"") if one.source and is_moved(one) else one for one in upserts]
 
 
 def _links_last(upserts: list[Change]) -> list[Change]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from syncd.model import Entry
-from syncd.source.row import Row, to_entry
+from syncd.source.row import EXCLUDED, Row, to_entry
 from syncd.store.io_store import fact, set_fact
 
 ROOT = 1
@@ -86,16 +86,21 @@ class Index:
         self._next = int(fact(self._db, "next_directory") or ROOT)
 
     def size(self) -> Size:
-        """Counted, so not for every second: 1,000,000 rows take about 50 ms. `bytes` are of files as they say."""
-        entries, directories, size = self._db.execute(
-            "SELECT count(*), count(directory), coalesce(sum(size), 0) FROM entries"
-        ).fetchone()
-        return Size(entries, directories, size)
+        """Of what is published. Counted, so not for every second: 1,000,000 rows take about 50 ms. `bytes` as files say."""
+        return self._size("device>=0")
 
-    def holds_more_than_root(self, except_device: int) -> bool:
-        """Whether there is anything in the root, but for what is on the device `except_device`."""
-        sql = "SELECT 1 FROM entries WHERE parent=? AND device<>? LIMIT 1"
-        return self._db.execute(sql, (self.number(b"") or ROOT, except_device)).fetchone() is not None
+    def left_out(self) -> Size:
+        """Of what the origin has, and the patterns of this copy leave out."""
+        return self._size(f"device={EXCLUDED}")
+
+    def _size(self, which: str) -> Size:
+        sql = f"SELECT count(*), count(directory), coalesce(sum(size), 0) FROM entries WHERE {which}"
+        return Size(*self._db.execute(sql).fetchone())
+
+    def holds_more_than_root(self) -> bool:
+        """Whether there is anything in the root that is published."""
+        sql = "SELECT 1 FROM entries WHERE parent=? AND device>=0 LIMIT 1"
+        return self._db.execute(sql, (self.number(b"") or ROOT,)).fetchone() is not None
 
     def on_device(self, device: int, limit: int) -> list[tuple[bytes, Row]]:
         """At most `limit` of the paths, with their rows, that are on this device. Reads the whole index."""
@@ -312,14 +317,15 @@ class Index:
         if child is None:
             return set()
         if child.directory is None:
-            return {(child.row.device, child.row.inode)}
+            return {(child.row.device, child.row.inode)} if child.row.inode else set()
         found: set[tuple[int, int]] = set()
         stack = [child.directory]
         while stack:
             sql = "SELECT device, inode, directory FROM entries WHERE parent=?"
             for device, inode, directory in self._db.execute(sql, (stack.pop(),)).fetchall():
                 if directory is None:
-                    found.add((device, inode))
+                    if inode:  # else it is not published
+                        found.add((device, inode))
                 else:
                     stack.append(directory)
         return found
@@ -341,6 +347,25 @@ class Index:
                 stack.extend(row[0] for row in self._db.execute(below, (number,)).fetchall())
                 gone += self._db.execute("DELETE FROM entries WHERE parent=?", (number,)).rowcount
         return gone
+
+    def leave_out(self, path: bytes) -> None:
+        """`path`, with all below it, is left out from now on."""
+        place, child = self._place(path), self.get(path)
+        if place is None or child is None:
+            return
+        mark = f"UPDATE entries SET device={EXCLUDED}, inode=0, ctime_ns=0 WHERE parent=?"
+        self._db.execute(f"{mark} AND name=?", place)
+        stack = [child.directory]
+        while stack:
+            if (number := stack.pop()) is not None:
+                self._db.execute(mark, (number,))
+                below = "SELECT directory FROM entries WHERE parent=? AND directory IS NOT NULL"
+                stack.extend(row[0] for row in self._db.execute(below, (number,)).fetchall())
+
+    def forget_left_out(self) -> int:
+        """Forget all that is left out; how many entries that were."""
+        self._numbers.clear()
+        return self._db.execute(f"DELETE FROM entries WHERE device={EXCLUDED}").rowcount
 
     def move(self, source: bytes, path: bytes) -> None:
         """`source`, with all below it, is at `path` now; what was there is forgotten."""

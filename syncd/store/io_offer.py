@@ -35,6 +35,7 @@ class Offer:
     """One tree as children see it. `freshness` and `path` are asked at each answer; `path` None: nothing to serve yet.
 
     `exclude`: what is served to nobody, though it lies in the tree. `can_prove`: whether a root may come soon.
+    `why_not`: why nothing of the tree is served, though it is here; empty when it is.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Offer:
         path: Callable[[], str | None],
         exclude: Exclude = NOTHING,
         can_prove: Callable[[], bool] = lambda: True,
+        why_not: Callable[[], str] = lambda: "",
     ) -> None:
         self._store = store
         self._freshness = freshness
         self.path = path
         self.exclude = exclude
         self._can_prove = can_prove
+        self.why_not = why_not
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._ledger: Ledger | None = None
         self._last = -1
@@ -219,6 +222,11 @@ class Catalogue:
         """Where what is published lies."""
         offer = self.offers.get(tree)
         return offer.path() if offer else None
+
+    def why_not(self, tree: str) -> str:
+        """Why nothing of it is served, though it is here."""
+        offer = self.offers.get(tree)
+        return offer.why_not() if offer else ""
 
     def exclude(self, tree: str) -> Exclude:
         """What of it is served to nobody."""

@@ -73,6 +73,9 @@ class Source(Protocol):
     def exclude(self, tree: str) -> Exclude:
         """What lies there and is served to nobody."""
 
+    def why_not(self, tree: str) -> str:
+        """Why nothing of a tree that is here is served; empty when it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -302,6 +305,8 @@ class Server:
                 if refused[0] == 401:
                     refusal.force_close()  # the next guess costs a handshake
                 raise refusal
+            if why := self._source.why_not(tree):
+                raise _refuse(403, why)
             if not greet(request.transport, node, self._limits.connections_per_child):
                 raise _refuse(429, f"{node} has too many connections open", {"Retry-After": "60"})
             if self._requests[node] >= self._limits.requests_per_child:

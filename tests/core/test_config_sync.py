@@ -116,7 +116,6 @@ def test_trees_must_be_apart(tmp_path: Path) -> None:
         ({"bandwidth": [{"start": "25:00", "per_second": "1MB"}]}, "time of day"),
         ({"bandwidth": [{"per_second": 5}]}, "size"),
         ({"deletes": {"share": 0.5}}, "share"),
-        ({"exclude": ["*.part"]}, "its origin"),
         ({"exclude": ["+ x"]}, "another rule"),
         ({"push": {"away": {"to": "m.example:relative"}}}, "USER@HOST"),
     ],

@@ -3,6 +3,8 @@
 origin -> regional -> live edge and atomic edge. In rounds: for some seconds random operations at the origin while faults
 come at random; then no more faults, and every copy must become what the origin is, by content, mode and times.
 
+With `--exclude yes` the live edge leaves out what some patterns say, and has files of its own; by default in half the runs.
+
     python -m tests.syncd.churn_nodes [--minutes 60] [--seed 1] [--sealed yes]   (`make churn ARGS="--minutes 10 --seed 7"`)
 """
 
@@ -40,6 +42,9 @@ ROUND_S = 30.0
 CUT_RATIO = 0.4
 SETTLE_S = 60.0
 NO_GUARD = {"files": 1_000_000, "share": "100%", "floor": 1_000_000}
+PATTERNS = ["-dash", "/a/b", "s1/", "Packages.gz", "/own/", "own.*"]
+"""What the live edge may leave out, of the names that the churn has."""
+OWN = ["own/deep/file", "own.top"]
 BROKEN = ("Traceback", "attempt_crashed", "watch_failed", "an internal fault")
 
 
@@ -73,8 +78,9 @@ def mount_small_disk(at: Path) -> None:
 class Story:
     """One run: the nodes, what is done to them, and what came of it."""
 
-    def __init__(self, home: Path, seed: int, with_disk: bool, sealed: bool = False) -> None:
+    def __init__(self, home: Path, seed: int, with_disk: bool, sealed: bool = False, exclude: bool = False) -> None:
         self.sealed = sealed
+        self.patterns = PATTERNS if exclude else []
         self.rng = random.Random(seed)
         self.home = home
         self.counts: Counter[str] = Counter()
@@ -95,7 +101,10 @@ class Story:
         self.origin.configure(children=["regional"], contents="signed" if self.sealed else "unsigned")
         key = self.origin.key()
         self.regional.configure(parents=[above], children=["edge", "atomic"], key=key, deletes=NO_GUARD)
-        self.edge.configure(parents=[below], key=key, deletes=NO_GUARD, streams=2)
+        self.edge.configure(parents=[below], key=key, deletes=NO_GUARD, streams=2, exclude=self.patterns)
+        for name in OWN if self.patterns else []:
+            (self.edge.tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.edge.tree / name).write_text(name)
         self.atomic.configure(parents=[below], key=key, deletes=NO_GUARD, mode="atomic", grace="2s")
         for node in self.nodes:
             # Where there is always room, as for the journal of systemd.
@@ -228,7 +237,12 @@ class Story:
         for node in self.copies:
             if wrong:
                 return wrong
-            wrong += [f"{node.name}: {line}" for line in differences(self.origin.tree, node.tree) if not refused(line)]
+            patterns = self.patterns if node is self.edge else ()
+            found = differences(self.origin.tree, node.tree, patterns)
+            wrong += [f"{node.name}: {line}" for line in found if not refused(line)]
+        for name in OWN if self.patterns else []:
+            if (self.edge.tree / name).read_text() != name:
+                wrong.append(f"edge: its own {name} is another")
         return wrong
 
     def whereabouts(self, node: Node, path: str) -> str:
@@ -257,9 +271,17 @@ def writable_again(home: Path) -> None:
             os.chmod(above, stat.S_IMODE(os.stat(above).st_mode) | 0o700)
 
 
-def run(home: Path, seconds: float, seed: int, with_disk: bool, round_s: float = ROUND_S, sealed: bool = False) -> int:
+def run(
+    home: Path,
+    seconds: float,
+    seed: int,
+    with_disk: bool,
+    round_s: float = ROUND_S,
+    sealed: bool = False,
+    exclude: bool = False,
+) -> int:
     """Rounds for so long; the last line printed is a JSON object. The exit status."""
-    story = Story(home, seed, with_disk, sealed)
+    story = Story(home, seed, with_disk, sealed, exclude)
     wrong: list[str] = []
     rounds = 0
     with ExitStack() as stack:
@@ -287,6 +309,7 @@ def run(home: Path, seconds: float, seed: int, with_disk: bool, round_s: float =
         **story.report(),
         "disk": with_disk,
         "sealed": sealed,
+        "exclude": exclude,
         "wrong": len(wrong),
     }
     print(json.dumps({**result, "equal": not wrong}), flush=True)
@@ -302,14 +325,20 @@ def main() -> int:
         "--sealed", choices=["yes", "no"], help="whether the origin signs contents; default: where the seed is odd"
     )
     parser.add_argument(
+        "--exclude",
+        choices=["yes", "no"],
+        help="whether the live edge leaves something out; default: with half of the seeds",
+    )
+    parser.add_argument(
         "--home", type=Path, help="an empty folder to work in, in namespaces of its own; default: both are made"
     )
     asked = parser.parse_args()
     sealed = asked.sealed == "yes" if asked.sealed else is_sealed(asked.seed)
+    exclude = asked.exclude == "yes" if asked.exclude else leaves_out(asked.seed)
     why = why_no_disk()
     if asked.home is None:
         home = Path(tempfile.mkdtemp(prefix="nearpath-churn-"))
-        status = run_in(home, asked.minutes * 60, asked.seed, sealed).returncode
+        status = run_in(home, asked.minutes * 60, asked.seed, sealed, exclude).returncode
         if status:
             print(f"kept, to be looked at: {home}")
         else:
@@ -318,7 +347,7 @@ def main() -> int:
         return status
     if why:
         print(f"no full disk in this run: {why}")
-    return run(asked.home, asked.minutes * 60, asked.seed, not why, sealed=sealed)
+    return run(asked.home, asked.minutes * 60, asked.seed, not why, sealed=sealed, exclude=exclude)
 
 
 def is_sealed(seed: int) -> bool:
@@ -326,13 +355,20 @@ def is_sealed(seed: int) -> bool:
     return bool(seed % 2)
 
 
+def leaves_out(seed: int) -> bool:
+    """Whether the live edge has patterns in a run with this seed, unless it is said."""
+    return seed % 4 in (1, 2)
+
+
 def run_in(
-    home: Path, seconds: float, seed: int, sealed: bool | None = None, **more: Any
+    home: Path, seconds: float, seed: int, sealed: bool | None = None, exclude: bool | None = None, **more: Any
 ) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own, as root within namespaces of its own."""
     sealed = is_sealed(seed) if sealed is None else sealed
+    exclude = leaves_out(seed) if exclude is None else exclude
     command = [sys.executable, "-m", "tests.syncd.churn_nodes", "--home", str(home)]
     command += ["--minutes", str(seconds / 60), "--seed", str(seed), "--sealed", "yes" if sealed else "no"]
+    command += ["--exclude", "yes" if exclude else "no"]
     return subprocess.run(command if why_no_disk() else namespaced(command), cwd=ROOT, check=False, text=True, **more)
 
 

@@ -45,6 +45,7 @@ class FakeTree:
         self.manifest = Manifest(self.entries)
         self.groups: list[tuple[bytes, ...]] = []
         self.left_out = NOTHING
+        self.partial = ""
 
     def add(self, *paths: bytes) -> None:
         for path in paths:
@@ -103,6 +104,9 @@ class FakeTree:
 
     def exclude(self, _tree: str) -> Exclude:
         return self.left_out
+
+    def why_not(self, _tree: str) -> str:
+        return self.partial
 
 
 def entry_of(root: bytes, path: bytes) -> Entry:

@@ -183,3 +183,12 @@ def link(n: int, path: bytes, source: bytes) -> Change:
 )
 def test_other_names_of_a_file_come_behind_it(changes: list[Change], expected: list[str]) -> None:
     assert short(coalesce(changes)) == expected
+
+
+def test_a_further_name_is_not_of_the_file_that_took_the_name_since() -> None:
+    link = up(2, b"l")._replace(source=b"c")
+    swapped = [up(1, b"n"), link, mv(3, b"n", b"s"), mv(4, b"c", b"n"), mv(5, b"s", b"c")]
+    assert short(coalesce(swapped))[-2:] == ["u c", "u l"]
+    moved = [link._replace(source=b"d/c"), mv(3, b"d", b"e"), mv(4, b"f", b"d")]
+    assert short(coalesce(moved)) == ["r d>e", "r f>d", "u l"]
+    assert short(coalesce([mv(1, b"d", b"e"), link])) == ["r d>e", "u c>l"]

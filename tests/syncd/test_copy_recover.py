@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from syncd.publish.io_leftovers import renew_stage
 from syncd.publish.io_publish import begin, run
 from syncd.publish.steps import Do, Intent, Step
 from syncd.source.io_compare import Comparer
+from syncd.source.row import EXCLUDED
 from syncd.store.io_store import StoreError
 
 SECOND_NS = 10**9
@@ -27,8 +28,9 @@ class Cut(BaseException):
     """The process ends here."""
 
 
-def open_copy(tmp_path: Path, mode: str = "live") -> closing[Copy]:
-    tree = Tree.model_validate({"path": str(tmp_path / "m"), "parents": ["p"], "public_key": "00" * 32, "mode": mode})
+def open_copy(tmp_path: Path, mode: str = "live", exclude: Sequence[str] = ()) -> closing[Copy]:
+    of_copy = {"parents": ["p"], "public_key": "00" * 32, "mode": mode, "exclude": list(exclude)}
+    tree = Tree.model_validate({"path": str(tmp_path / "m"), **of_copy})
     return closing(Copy("t", tree, tmp_path / "t.db"))
 
 
@@ -145,3 +147,75 @@ def test_paths_of_a_publish_that_lost_power_are_looked_at_before_they_are_forgot
         copy.recover()
         assert indexed_size(copy, b"f") == 3
         assert not intent.exists()
+
+
+def rows(copy: Copy) -> dict[bytes, int]:
+    """Path -> device, of all that is indexed but the root."""
+    return {entry.path: entry.inode[0] for entry in copy.index.entries() if entry.path}
+
+
+def test_what_is_left_out_stays_indexed_through_readings_and_other_patterns(tmp_path: Path) -> None:
+    """So that its hash is the origin's all the time; what the patterns no longer cover is missing, and fetched."""
+    (tmp_path / "m").mkdir()
+    folder = Change(0, Op.UPSERT, b"d", Entry(b"d", Kind.DIRECTORY, 0o755, mtime_ns=SECOND_NS))
+    changes = (folder, upsert(b"d/a.part", b"12345"), upsert(b"d/b.part", b"123"), upsert(b"d/f", b""))
+    with open_copy(tmp_path, exclude=["*.part"]) as copy:
+        copy.recover()
+        (tmp_path / ".m.syncd" / "stage" / "d").mkdir()
+        stage(copy, b"d/f", b"")
+        assert not copy.is_partial
+        plan = copy.plan(changes)
+        assert b"d/a.part" not in {step.path for step in plan.steps}
+        copy.publish(plan.steps, Note(changes))
+        (tmp_path / "m" / "d" / "own.part").write_text("of this mirror")
+        (tmp_path / "m" / "d" / "b.part").write_text("left from before")
+        told = {b"d": 0, b"d/a.part": EXCLUDED, b"d/b.part": EXCLUDED, b"d/f": 0}
+        for _ in range(2):
+            assert rows(copy) == told
+            assert (copy.left_out(), copy.size().entries, copy.is_partial) == ((2, 8), 3, True)
+            copy.read_disk()
+    with open_copy(tmp_path, exclude=["*.part", "f"]) as copy:
+        copy.recover()
+        assert rows(copy) == told | {b"d/f": EXCLUDED}, "what was published is left out where it lies"
+    with open_copy(tmp_path, exclude=["d/"]) as copy:
+        copy.recover()
+        assert set(rows(copy).values()) == {EXCLUDED}
+    with open_copy(tmp_path) as copy:
+        assert copy.is_partial, "until it is compared"
+        copy.recover()
+        assert copy.is_partial
+        assert rows(copy) == {b"d": 0, b"d/b.part": 0, b"d/f": 0, b"d/own.part": 0}
+        copy.found_equal()
+        assert not copy.is_partial
+        assert copy.left_out() == (0, 0)
+
+
+def test_a_part_that_is_held_back_holds_back_nothing_of_what_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    with open_copy(tmp_path, exclude=["*.part"]) as copy:
+        copy.recover()
+        publish(copy, stage(copy, b"f", b"one"))
+        first = (upsert(b"a.part", b"1"), upsert(b"b.part", b"22"))
+        copy.publish((), Note(first))
+        move = Change(0, Op.RENAME, b"c.part", upsert(b"c.part", b"22")[3], b"b.part")
+        changes = (
+            Change(0, Op.DELETE, b"a.part"),
+            move,
+            upsert(b"e.part", b"333"),
+            upsert(b"f", b"three", 2 * SECOND_NS),
+        )
+        told = copy.leave_out(changes).changes
+        later = (upsert(b"f", b"three", 2 * SECOND_NS),)
+        copy.publish((Step(Do.ATTR, b"", entry=Entry(b"", Kind.DIRECTORY, 0o755)),), Note(told, later))
+        assert rows(copy) == {b"f": 0, b"c.part": EXCLUDED, b"e.part": EXCLUDED}
+        assert indexed_size(copy, b"f") == 3
+        assert copy.later() == later
+
+
+def test_a_plain_server_tells_nothing_of_what_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    with open_copy(tmp_path, exclude=["*.part"]) as copy:
+        copy.recover()
+        copy.publish((), Note((upsert(b"a.part", b"1"),)))
+        copy.forget_left_out()
+        assert (rows(copy), copy.is_partial) == ({}, False)

@@ -43,6 +43,8 @@ COPY: dict[str, Any] = {
     "sequence": 40,
     "free_bytes": 1000,
     "bytes": 99,
+    "left_out_entries": 13,
+    "left_out_bytes": 1300,
     "behind": 3,
     "waiting": 2,
     "refused_paths": 1,
