@@ -43,15 +43,14 @@ class Following:
         self._ahead = Ahead(site.name, site.work, site.intake.choose_ahead, "hard-links" in site.tree.keep)
         self._proofs = Proofs()
         self._is_caught_up = False
+        """By the last answer. Only then the copy is just what the parent's journal says: a comparison brings also what the
+        journal tells later."""
         self._is_root_due = False
-        self._whole_from: int | None = None
-        """a comparison brings what the journal tells only later: from this sequence on the copy is just what the parent's
-        journal says; None until the next answer tells how far the parent is"""
 
     async def follow(self, copy: Copy, name: str, parent: Parent) -> None:
         """Until another parent is better, or something fails."""
         site = self._site
-        self._whole_from = None
+        self._is_caught_up = False
         try:
             await site.signature.demand(parent)
             while True:
@@ -76,8 +75,6 @@ class Following:
             _log.info("comparing_manifests", tree=site.name, why=answer.why)
             await self._compare(copy, parent, answer.cursor)
             return False
-        if self._whole_from is None:
-            self._whole_from = answer.last
         site.lineage.worked(name, site.name, answer.lag_s)
         self._ahead.begin(copy, parent, cursor, answer)
         try:
@@ -149,7 +146,7 @@ class Following:
             wanted.clear()
             self._proofs.want()
         now = time.monotonic()
-        proof_in_s = self._proof_in_s(cursor, now)
+        proof_in_s = self._proof_in_s(now)
         if proof_in_s == 0.0:
             await self._ahead.drop()
             return await self._poll(parent, cursor, self._proofs.wait_s, prove=True)
@@ -188,11 +185,10 @@ class Following:
         due = site.intake.retries.next_due()
         return site.tree.poll if due is None else min(site.tree.poll, max(0.0, due - now))
 
-    def _proof_in_s(self, cursor: Cursor, now: float) -> float | None:
+    def _proof_in_s(self, now: float) -> float | None:
         """In how many seconds to ask for a proof; None while none is due, or none could hold: the copy is behind, say."""
-        is_whole = self._whole_from is not None and cursor.sequence >= self._whole_from
         due_s = self._proofs.due_s()
-        if due_s is None or not is_whole or not self._is_caught_up or self._site.status.waiting:
+        if due_s is None or not self._is_caught_up or self._site.status.waiting:
             return None
         return max(0.0, due_s - now)
 
@@ -243,7 +239,6 @@ class Following:
         self._wishes.compare = True  # until it is through
         await self._ahead.drop()
         intake.is_lacking = self._is_caught_up = False
-        self._whole_from = None
         site.board.note(Activity.COMPARING, "")
         # ManifestError before anything is touched: nobody brings back an older tree than was here already.
         await site.signature.demand(parent)
