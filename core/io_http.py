@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 
+import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -70,6 +72,15 @@ def bound_address(sock: socket.socket) -> str:
     """`ADDRESS:PORT` that a socket is bound to (the real port, where 0 was asked for)."""
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def why_not_reached(error: BaseException) -> str:
+    """Why a server did not answer, in the system's words: aiohttp's own tell of Python's TLS objects, also without TLS."""
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        inner = error.os_error
+        why = os.strerror(inner.errno) if inner.errno and inner.errno > 0 else str(inner.strerror or inner)
+        return f"Cannot connect: {why}"
+    return str(error) or "no answer in time"
 
 
 def server_tls(certificate: str, key: str, *, both_ours: bool = False) -> ssl.SSLContext:

@@ -42,11 +42,9 @@ def _files(config: InferConfig) -> Iterator[Finding]:
     folder = Path(config.state_dir)
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
-    yield (
-        writable,
-        "state_dir",
-        f"{folder} can be written" if writable else f"{nearest} cannot be written: give it to this user",
-    )
+    done = "written" if nearest == folder else f"made in {nearest}"
+    fix = "" if writable else ": give it to this user; the unit of `nearpath install-units` makes it"
+    yield writable, "state_dir", f"{folder} {'can' if writable else 'cannot'} be {done}{fix}"
     for name, file in _secrets(config):
         yield _secret(name, file)
     if config.tls is not None:

@@ -99,8 +99,9 @@ class Daemon:
         if self._upstreams is None or not self.config.upstreams:
             return ""
         models = dict.fromkeys(next(iter(one.models), "") for one in self.config.upstreams.values())
-        reasons = [self._upstreams.down_reason(model) for model in models]
-        return "" if "" in reasons else reasons[0]
+        reasons = [self._upstreams.down_reasons(model) for model in models]
+        # Without the names of upstreams: whoever reaches the gateway may ask for this.
+        return ", ".join(sorted({why for each in reasons for why in each.values()})) if all(reasons) else ""
 
     def status(self) -> str:
         """One line for `systemctl status`."""

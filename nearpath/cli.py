@@ -107,10 +107,12 @@ def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 @app.command("check-config")
 def check_config(
-    file: Path,
+    file: Annotated[Path | None, typer.Argument(help="Default: the one named with -c, or NEARPATH_CONFIG.")] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
     agent: Annotated[bool, typer.Option("--agent", help="FILE is a probe agent's configuration.")] = False,
 ) -> None:
     """Check a configuration file and every file it names; prints all faults with line and path."""
+    file = file or config
     if agent:
         read_agent_config(file)
     else:

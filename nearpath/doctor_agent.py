@@ -14,6 +14,7 @@ import aiohttp
 from core.config import AgentConfig
 from core.errors import ConfigError, MessageError
 from core.io_config import read_agent_config
+from core.io_http import why_not_reached
 from core.io_state import find_holder
 from core.messages import TargetList, decode
 from nearpath.api import AGENT_HEADER
@@ -100,7 +101,7 @@ async def _check_appliance(config: AgentConfig, token: str) -> list[Finding]:
         return [_AREA.bad(f"{url}: its certificate is not trusted: {why}", fix)]
     except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError) as error:
         fix = "is the appliance up, report.listen in its configuration, the port open in its firewall, https and not http?"
-        return [_AREA.bad(f"{url} cannot be reached: {error or f'no answer within {_TIMEOUT_S:g} s'}", fix)]
+        return [_AREA.bad(f"{url} cannot be reached: {why_not_reached(error)}", fix)]
 
 
 def _judge_answer(url: str, name: str, status: int, body: bytes) -> Iterator[Finding]:

@@ -145,6 +145,16 @@ def _stopped(wanted: Wanted, holders: Sequence[Holder], _pid: int) -> Iterator[F
     holder = next((h for h in holders if _overlaps(wanted, h)), None)
     if error is None:
         yield _AREA.good(f"{wanted.key} {wanted} is free")
+    elif (
+        error.errno == errno.EADDRINUSE
+        and wanted.key == "dns.listen"
+        and holder is not None
+        and holder.program == "dnsd"
+    ):
+        yield _AREA.note(
+            f"{wanted.key} {wanted} is served by {holder}, which goes on with the last decisions while no appliance runs",
+            "start the appliance, it decides anew: `systemctl start nearpath`",
+        )
     elif error.errno == errno.EADDRINUSE:
         who = str(holder) if holder else "another program"
         yield _AREA.bad(f"{wanted.key} {wanted} is taken by {who}", _how_to_free(wanted, holder))

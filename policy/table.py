@@ -118,7 +118,7 @@ def mark_stale(table: SteeringTable) -> SteeringTable:
     """The table as it is to be served when nobody decides any more: nothing in it is live, resolvers ask again sooner."""
 
     def marked(row: Row) -> Row:
-        note = "nearpath stale: nobody decides at the moment, this is the last decision"
+        note = "nearpath stale: nobody decides now, this is the last decision"
         return replace(
             row, ttl_s=max(min(5, row.ttl_s), row.ttl_s // 2), quality=max(row.quality, Quality.STALE), note=note
         )

@@ -260,7 +260,8 @@ def rollback(
         console.print(f"{tree} shows version {version} until `syncd rollback {tree} --release`")
     else:
         for kept in answer["versions"]:
-            console.print(f"{kept['version']}{'  shown' if kept['public'] else ''}")
+            made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept["made_wall_s"]))
+            console.print(f"{kept['version']}  made {made}{'  shown' if kept['public'] else ''}")
         if not answer["versions"]:
             raise NearpathError(f"tree {tree} keeps no versions", "only trees of mode atomic do")
 

@@ -158,7 +158,8 @@ class _Control:
             raise NearpathError("the version is no number", "`syncd rollback TREE` names those that are there")
         if not body.get("release") and number is None:
             kept = await follower.with_copy(lambda copy: copy.versions())
-            return told({"versions": [{"version": number, "public": public} for number, public in kept]})
+            named = [{"version": number, "public": public, "made_wall_s": made} for number, public, made in kept]
+            return told({"versions": named})
         wish = follower.show_version(None if body.get("release") else number)
         async with asyncio.timeout(WISH_TIMEOUT_S):
             await wish

@@ -8,7 +8,7 @@ stream that it gave, cancels the upstream at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -151,6 +151,10 @@ class IoUpstreams:
     def down_reason(self, model: str) -> str:
         """Why no upstream can be asked for `model` now; empty: there is one."""
         return self._ranking.down_reason(model, self._clock())
+
+    def down_reasons(self, model: str) -> Mapping[str, str]:
+        """Each upstream of `model` and why it cannot be asked now; empty: one can."""
+        return self._ranking.down_reasons(model, self._clock())
 
     def models(self) -> Sequence[ModelCard]:
         """The models of the configuration, and those that upstreams which serve every model have listed."""

@@ -292,23 +292,28 @@ class Ranking:
             ranked.exploration.end(member.name, now, pause_s)
 
     def down_reason(self, model: str, now: float) -> str:
-        """Why nobody can be asked for `model` now; empty: somebody can.
+        """Why nobody can be asked for `model` now, our key's fault first: no client mends it; empty: somebody can."""
+        reasons = self.down_reasons(model, now)
+        return "credentials" if "credentials" in reasons.values() else next(reversed(reasons.values()), "")
 
-        It is the last failure of one whose circuit is open, or who is down; our key's before others: nobody else mends it.
+    def down_reasons(self, model: str, now: float) -> dict[str, str]:
+        """Each upstream of `model` and why it cannot be asked now; empty: one can.
+
+        It is the last failure of one whose circuit is open, or who is down.
         """
-        reasons = []
+        reasons: dict[str, str] = {}
         for member in self.members.values():
             if not member.serves(model):
                 continue
             if not member.circuit.would_admit(now):
-                reasons.append(member.lost_by or "open circuit")
+                reasons[member.name] = member.lost_by or "open circuit"
             elif member.limited_until_s - now > self._routing.longest_retry_after:
-                reasons.append("rate limited")
+                reasons[member.name] = "rate limited"
             elif member.health.state is PathState.DOWN:
-                reasons.append(member.lost_by or "down")
+                reasons[member.name] = member.lost_by or "down"
             else:
-                return ""
-        return "credentials" if "credentials" in reasons else reasons[-1] if reasons else "no upstream"
+                return {}
+        return reasons or {"": "no upstream"}
 
     def rate_limit(self, model: str, reasons: Mapping[str, str], now: float) -> RateLimit | None:
         """How long to wait when every upstream that could be asked for `model` said 429; None: one said something else.

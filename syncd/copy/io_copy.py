@@ -409,13 +409,17 @@ class Copy:
 
     # -- older versions
 
-    def versions(self) -> list[tuple[int, bool]]:
-        """(number, whether clients see it) of the versions of an atomic tree that are still there, oldest first."""
+    def versions(self) -> list[tuple[int, bool, float]]:
+        """(number, whether clients see it, wall time it was made) of an atomic tree's versions, oldest first.
+
+        Only of those that hold anything: what was there before the first sync is not for clients.
+        """
         if not self._is_atomic:
             return []
         public = io_version.current(self._versions)
         kept = sorted(int(name) for name in os.listdir(self._versions.versions) if name.isdigit())
-        return [(number, number == public) for number in kept]
+        found = [(number, os.fsencode(self._versions.path(number))) for number in kept]
+        return [(number, number == public, os.stat(path).st_ctime) for number, path in found if os.listdir(path)]
 
     @property
     def pinned(self) -> int | None:
@@ -428,7 +432,9 @@ class Copy:
         if number is not None:
             if not self._is_atomic:
                 raise PublishError(f"tree {self.name} keeps no versions", "only trees of mode atomic do")
-            if os.path.isdir(self._versions.path(number)):
+            if os.path.isdir(path := self._versions.path(number)):
+                if not os.listdir(path):
+                    raise PublishError(f"version {number} of tree {self.name} is empty", "choose one that is listed")
                 self._forget_reading()
             io_version.roll_back(self._versions, number, time.time())
         with transaction(self._db):

@@ -15,6 +15,7 @@ from aiohttp import AddrInfoType
 from yarl import URL
 
 from core.errors import MessageError, NearpathError
+from core.io_http import why_not_reached
 from core.io_token import read_token
 from syncd.model import Entry, Kind
 from syncd.source.row import Written
@@ -250,7 +251,7 @@ class Parent:
                     again = False  # most likely a kept connection, cut while it was idle
                     continue
                 raise ParentError(
-                    f"{self.url} does not answer: {error or 'no answer in time'}", "is syncd up there?"
+                    f"{self.url} does not answer: {why_not_reached(error)}", "is syncd up there?"
                 ) from None
         if answer.status in expected:
             return answer.status, data, answer.headers.get("ETag", "")

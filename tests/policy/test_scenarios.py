@@ -153,7 +153,7 @@ def test_all_down_is_answered_and_marked(make_world: MakeWorld) -> None:
     row = world.row("here")
     assert row.fail_open
     assert len(row.addresses) == 1
-    assert "all mirrors are down from here" in row.note
+    assert "all are down from here" in row.note
     assert row.ttl_s < 30
 
 

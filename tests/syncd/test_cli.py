@@ -182,9 +182,12 @@ def test_rollback_stays_until_released(tiers: Tiers) -> None:
     pull(tiers.edge)
     (tiers.origin.tree / "file").write_text("good")
     tiers.edge.until(lambda: (tiers.edge.tree / "file").exists(), "it has the file")
-    versions = syncd(tiers.edge, "rollback", "t").text.split()
-    assert versions[-1] == "shown"
-    before, good = versions[-3], versions[-2]
+    listed = syncd(tiers.edge, "rollback", "t").text
+    versions = re.findall(r"^(\d+)  made \d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:  shown)?$", listed, re.MULTILINE)
+    assert listed.endswith("  shown\n")
+    assert "0" not in versions, "nobody is shown the emptiness before the first sync"
+    assert "version 0 of tree t is empty" in syncd(tiers.edge, "rollback", "t", "0").error
+    before, good = versions[-2], versions[-1]
     assert "there is no version 999" in syncd(tiers.edge, "rollback", "t", "999").error
     assert syncd(tiers.edge, "rollback", "t", before).status == 0
     assert not (tiers.edge.tree / "file").exists()

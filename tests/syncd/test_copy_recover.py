@@ -100,7 +100,7 @@ def test_a_rollback_that_was_cut_short_leaves_no_index_of_another_version(
             copy.pin(1)
     with open_copy(tmp_path, "atomic") as copy:
         assert copy.pinned == 1
-        assert (1, True) in copy.versions()
+        assert (1, True) in [(number, public) for number, public, _ in copy.versions()]
         copy.recover()
         assert indexed_size(copy, b"f") == 3
 
