@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.exclude import Exclude
-from syncd.model import UNTOLD, Change, Entry, Kind, Op
+from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError
 from syncd.publish.left_out import Border, Told, leave_out, wanted
 from syncd.publish.plan import ancestors, make_plan
 from syncd.publish.steps import Ranks
@@ -89,6 +89,11 @@ def test_nothing_that_is_left_out_is_planned() -> None:
         ("UPSERT", b"n"),
         ("DELETE", b"d"),
     ]
+
+
+def test_a_path_that_leads_elsewhere_is_refused_though_it_is_left_out() -> None:
+    with pytest.raises(PathError):
+        wanted([upsert(file(b"../x.part"))], Border(Exclude(["*.part"])))
 
 
 def test_depth_is_no_matter() -> None:
