@@ -122,7 +122,7 @@ def compare(have: dict[bytes, Entry], parent: Tree) -> list[Change]:
     return [*new, *(delete(path) for path in sorted(have.keys() - theirs.keys()))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @example(seed=1, patterns=["a"])
 @given(seed=st.integers(0, 10**9), patterns=st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=3))
 def test_a_copy_with_patterns_has_what_is_not_left_out(seed: int, patterns: list[str]) -> None:
