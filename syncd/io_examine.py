@@ -83,7 +83,8 @@ async def verify_now(follower: Follower, scratch: Path) -> Findings:
     if isinstance(parent, PlainParent):
         look = await parent.differences(os.fsdecode(copy.root), copy.tree.exclude)
         entries = (await follower.with_copy(lambda copy: copy.size())).entries
-        wrong, refused = _refused_apart(look.changes)
+        changes = await asyncio.to_thread(_but_kept, copy.root, look.changes, Exclude(copy.tree.exclude))
+        wrong, refused = _refused_apart(changes)
         unread = tuple(Trouble(fault.path, fault.why) for fault in look.unread)
         different = tuple(Difference(change.path, _plainly(change)) for change in wrong)
         return Findings(entries, different, unread, 0, refused)

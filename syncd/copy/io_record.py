@@ -215,7 +215,7 @@ class Record:
 
     def _rename(self, change: Change) -> None:
         old = self._index.get(change.source)
-        if old is None or change.entry is None or old.row.device == REFUSED:
+        if old is None or change.entry is None or not is_published(old.row):
             self._index.remove(change.source)
             self._upsert(change.path)
             return

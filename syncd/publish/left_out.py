@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from core.exclude import Exclude
-from syncd.model import Change, Entry, Kind, Op, join
+from syncd.model import Change, Entry, Kind, Op, check_path, join
 from syncd.publish.final_tree import FinalTree, Have, Node
 from syncd.store.coalesce import coalesce
 
@@ -144,9 +144,10 @@ def _below(top: Node, have: Have) -> Iterator[tuple[bytes, bool]]:
 
 
 def wanted(changes: Iterable[Change], border: Border) -> tuple[Change, ...]:
-    """What of changes that `leave_out` gave is planned: nothing that is left out."""
+    """What of changes that `leave_out` gave is planned: nothing that is left out. PathError as a plan's."""
     found: list[Change] = []
     for change in changes:
+        check_path(change.path)  # no plan sees all of them
         if change.op is Op.DELETE or change.entry is None or not border.leaves_out(change.entry, change.path):
             found.append(change)
         elif change.entry.kind is Kind.DIRECTORY and not border.covers(change.path, False):

@@ -165,6 +165,10 @@ def test_a_copy_of_a_plain_server_leaves_out_what_cannot_be_listed_there(tmp_pat
     copy = Node("copy", tmp_path / "copy")
     (copy.tree / "lost+found").mkdir(parents=True)
     (copy.tree / "lost+found" / "own").write_text("of this disk")
+    inner = copy.tree / "was" / "lost+found" / "own"
+    inner.parent.mkdir(parents=True)
+    inner.write_text("of this disk")
+    (copy.tree / "was" / "f").write_text("of another time")
     with rsync_daemon(tmp_path) as url:
         place = {"transport": "rsyncd", "place": f"{url}/source"}
         follow_plainly(copy, place, exclude=["lost+found/"])
@@ -172,10 +176,12 @@ def test_a_copy_of_a_plain_server_leaves_out_what_cannot_be_listed_there(tmp_pat
             copy.until(lambda: copy.status()["state"] == "current", "the rest is all there is")
             assert (copy.tree / "d" / "f").read_text() == "first"
             assert (copy.tree / "lost+found" / "own").exists()
-            assert copy.status()["entries"] == 6, "what is left out is counted"
+            assert inner.read_text() == "of this disk", "it went with the directory that it lies in"
+            assert not (copy.tree / "was" / "f").exists()
+            assert copy.status()["entries"] == 7, "what is left out is counted"
             assert copy.run("verify", "t").returncode == 0
             (source / "shown").mkdir()
             follow_plainly(copy, place, exclude=["lost+found/", "/index"])
             assert copy.run("reload").returncode == 0
-            copy.until(lambda: copy.status()["entries"] == 6 and (copy.tree / "shown").exists(), "other patterns")
+            copy.until(lambda: copy.status()["entries"] == 7 and (copy.tree / "shown").exists(), "other patterns")
             assert (copy.tree / "index").exists(), "what is left out from now on was deleted"

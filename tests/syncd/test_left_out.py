@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.exclude import Exclude
-from syncd.model import UNTOLD, Change, Entry, Kind, Op
+from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError
 from syncd.publish.left_out import Border, Told, leave_out, wanted
 from syncd.publish.plan import ancestors, make_plan
 from syncd.publish.steps import Ranks
@@ -91,6 +91,11 @@ def test_nothing_that_is_left_out_is_planned() -> None:
     ]
 
 
+def test_a_path_that_leads_elsewhere_is_refused_though_it_is_left_out() -> None:
+    with pytest.raises(PathError):
+        wanted([upsert(file(b"../x.part"))], Border(Exclude(["*.part"])))
+
+
 def test_depth_is_no_matter() -> None:
     deep = b"/".join([b"d"] * 2000)
     border = Border(Exclude(["x"]))
@@ -117,7 +122,7 @@ def compare(have: dict[bytes, Entry], parent: Tree) -> list[Change]:
     return [*new, *(delete(path) for path in sorted(have.keys() - theirs.keys()))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @example(seed=1, patterns=["a"])
 @given(seed=st.integers(0, 10**9), patterns=st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=3))
 def test_a_copy_with_patterns_has_what_is_not_left_out(seed: int, patterns: list[str]) -> None:
