@@ -129,7 +129,7 @@ class Record:
             elif self._is_left_out(change):
                 self._leave_out(change)
             elif change.op is Op.RENAME:
-                self._rename(change)
+                self._rename(change, refused)
             elif change.path in refused and change.entry is not None:
                 self._put_refused(change.path, change.entry.target, change.entry.mtime_ns)
             else:
@@ -213,11 +213,16 @@ class Record:
         row = _look(self._disk, above)
         return row is not None and row.is_directory
 
-    def _rename(self, change: Change) -> None:
+    def _rename(self, change: Change, refused: frozenset[bytes]) -> None:
         old = self._index.get(change.source)
         if old is None or change.entry is None or not is_published(old.row):
-            self._index.remove(change.source)
-            self._upsert(change.path)
+            # Of what is not published here children know all the same.
+            if self._index.remove(change.source):
+                self._drafts.append(Draft(Op.DELETE, change.source))
+            if change.path in refused and change.entry is not None:
+                self._put_refused(change.path, change.entry.target, change.entry.mtime_ns)
+            else:
+                self._upsert(change.path)
             return
         self._make_above(change.path)
         self._index.move(change.source, change.path)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from syncd.copy.io_record import brought, record_upserts
-from syncd.model import Entry, Kind
+from core.exclude import NOTHING
+from syncd.copy.io_record import Record, brought, record_upserts
+from syncd.model import Change, Entry, Kind, Op
+from syncd.publish.left_out import Border
 from syncd.publish.steps import Do, Step
 from syncd.source.io_scan import Disk
 from syncd.source.row import UNSURE, Row, Written
@@ -127,3 +129,16 @@ def test_what_came_in_a_whole_directory_is_recorded_as_it_was_written(tmp_path: 
     assert found[b"d/f"].row == known[b"d/f"]
     assert found[b"g"] is not None
     assert found[b"g"].row.inode == (root / "g").stat().st_ino
+
+
+def test_a_symlink_that_is_refused_is_renamed_too(tmp_path: Path, index: Index) -> None:
+    """Else the copy's hash is not the origin's until a comparison, and children keep the old name."""
+    index.put(b"", row(DIRECTORY, 1))
+    link = Entry(b"l", Kind.SYMLINK, 0o777, mtime_ns=1, target=b"/nowhere")
+    disk = Disk(os.fsencode(tmp_path))
+    Record(index, disk, [Change(1, Op.UPSERT, b"l", link)], Border(NOTHING)).play(frozenset({b"l"}), {})
+    moved = Change(2, Op.RENAME, b"m", link._replace(path=b"m"), b"l")
+    drafts = Record(index, disk, [moved], Border(NOTHING)).play(frozenset({b"m"}), {})
+    disk.close()
+    assert [(draft.op, draft.path) for draft in drafts] == [(Op.DELETE, b"l"), (Op.UPSERT, b"m")]
+    assert [(entry.path, entry.target) for entry in index.entries()][1:] == [(b"m", b"/nowhere")]
