@@ -28,6 +28,26 @@ ID = b"j" * 16
 SEED = b"s" * 32
 
 
+class OneParent:
+    """The one parent, and what was said of it."""
+
+    def __init__(self, parent: Parent) -> None:
+        self.parent = parent
+        self.faults: list[str] = []
+
+    def choose(self, tree: str) -> tuple[str, Parent] | None:
+        return "up", self.parent
+
+    def wake(self, tree: str) -> None:
+        pass
+
+    def worked(self, name: str, tree: str, lag_s: float) -> None:
+        pass
+
+    def failed(self, name: str, tree: str, why: str) -> None:
+        self.faults.append(why)
+
+
 class FakeTree:
     """A Source with one tree on disk; its journal is a list."""
 

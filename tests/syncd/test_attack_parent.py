@@ -40,7 +40,7 @@ from syncd.transfer.change_codec import pack_changes, unpack_changes
 from syncd.transfer.io_parent import Parent, ParentError
 from syncd.transfer.io_rsync import own_ids
 from syncd.transfer.io_serve import Server, Serving
-from tests.syncd.serving import TOKEN, until
+from tests.syncd.serving import TOKEN, OneParent, until
 from tests.syncd.tree_model import tree_of
 
 # --- what it says -------------------------------------------------------------------------------------------------------
@@ -182,32 +182,12 @@ class Twisted(Catalogue):
         return str(self.lies) if self.lies else await super().path(tree)
 
 
-class One:
-    """The one parent, and what was said of it."""
-
-    def __init__(self, parent: Parent) -> None:
-        self.parent = parent
-        self.faults: list[str] = []
-
-    def choose(self, tree: str) -> tuple[str, Parent] | None:
-        return "up", self.parent
-
-    def wake(self, tree: str) -> None:
-        pass
-
-    def worked(self, name: str, tree: str, lag_s: float) -> None:
-        pass
-
-    def failed(self, name: str, tree: str, why: str) -> None:
-        self.faults.append(why)
-
-
 class Nodes:
     """An origin, a port that tells lies of it, and copies that follow."""
 
     def __init__(self, home: Path, origin: Origin, source: Twisted, parent: Parent, key: str) -> None:
         self.home, self.origin, self.source, self.key = home, origin, source, key
-        self.lineage = One(parent)
+        self.lineage = OneParent(parent)
         self.tree, self.copied = home / "tree", home / "copy"
 
     @asynccontextmanager

@@ -35,7 +35,7 @@ from syncd.transfer import wire
 from syncd.transfer.io_parent import Parent
 from syncd.transfer.io_rsync import own_ids
 from syncd.transfer.io_serve import Server, Serving
-from tests.syncd.serving import TOKEN, until
+from tests.syncd.serving import TOKEN, OneParent, until
 
 # --- when it is asked for -----------------------------------------------------------------------------------------------
 
@@ -168,30 +168,10 @@ async def test_an_origin_signs_at_once_when_a_child_waits_for_it(
 # --- three tiers --------------------------------------------------------------------------------------------------------
 
 
-class Up:
-    """The one parent."""
-
-    def __init__(self, parent: Parent) -> None:
-        self.parent = parent
-        self.faults: list[str] = []
-
-    def choose(self, tree: str) -> tuple[str, Parent] | None:
-        return "up", self.parent
-
-    def wake(self, tree: str) -> None:
-        pass
-
-    def worked(self, name: str, tree: str, lag_s: float) -> None:
-        pass
-
-    def failed(self, name: str, tree: str, why: str) -> None:
-        self.faults.append(why)
-
-
 class Tiers:
     """An origin, a regional node, and the edge below it."""
 
-    def __init__(self, home: Path, origin: Origin, regional: Follower, edge: Follower, above: Up) -> None:
+    def __init__(self, home: Path, origin: Origin, regional: Follower, edge: Follower, above: OneParent) -> None:
         self.home, self.origin, self.regional, self.edge, self.above = home, origin, regional, edge, above
 
 
@@ -216,7 +196,7 @@ async def tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     (tmp_path / "tree").mkdir()
     key = public_key(read_key(tmp_path / "key")).hex()
 
-    async def copy(name: str, lineage: Up) -> Follower:
+    async def copy(name: str, lineage: OneParent) -> Follower:
         said = {"path": str(tmp_path / name), "parents": ["up"], "public_key": key}
         tree = Tree.model_validate(said | {"reserve": {"size": "0B", "share": "0%"}})
         follower = Follower("t", tree, tmp_path / f"{name}.db", tmp_path / f"{name}.key", lineage, lambda: None)
@@ -229,8 +209,8 @@ async def tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         origin = Origin("t", tree, tmp_path / "origin.db", tmp_path / "key")
         await origin.start()
         stack.push_async_callback(origin.stop)
-        regional = await copy("regional", Up(await stack.enter_async_context(port(origin.offer, tmp_path))))
-        above = Up(await stack.enter_async_context(port(regional.offer, tmp_path)))
+        regional = await copy("regional", OneParent(await stack.enter_async_context(port(origin.offer, tmp_path))))
+        above = OneParent(await stack.enter_async_context(port(regional.offer, tmp_path)))
         yield Tiers(tmp_path, origin, regional, await copy("edge", above), above)
 
 
