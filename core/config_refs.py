@@ -26,6 +26,7 @@ def find_dangling(raw: Mapping[str, Any]) -> list[Finding]:
         *_services(raw),
         *_nodes(raw),
         *_others(raw),
+        *_listens(raw),
     ]
 
 
@@ -46,6 +47,18 @@ def _known(kind: str, name: Any, defined: Mapping[str, Any], path: Path) -> Iter
         close = difflib.get_close_matches(name[:_LONGEST_NAME], defined, n=1) if len(defined) <= _MOST_COMPARED else []
         hint = f"; did you mean {close[0]!r}?" if close else ""
         yield path, f"{kind} {name!r} is not defined (defined: {have}{more}){hint}"
+
+
+def _listens(raw: Mapping[str, Any]) -> Iterator[Finding]:
+    """Addresses that two parts would listen on: the second could not start, and would blame another program."""
+    taken: dict[str, str] = {}
+    for section in ("dns", "report", "metrics"):
+        for i, listen in enumerate(_list(raw.get(section), "listen")):
+            if not isinstance(listen, str) or listen.endswith(":0"):
+                continue
+            if listen in taken:
+                yield (section, "listen", i), f"{listen} is in {taken[listen]} already: choose another port"
+            taken.setdefault(listen, f"{section}.listen")
 
 
 def _makes_regions(raw: Mapping[str, Any]) -> bool:

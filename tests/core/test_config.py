@@ -342,6 +342,16 @@ def test_missing_key_stands_at_its_section(tmp_path: Path) -> None:
     )
 
 
+def test_one_address_for_two_parts_is_named_at_the_second(tmp_path: Path) -> None:
+    text = (
+        "version: 1\nstate_dir: s\ndns: {listen: ['127.0.0.1:5300', '127.0.0.1:0']}\n"
+        "report: {listen: ['127.0.0.1:0', '127.0.0.1:8053']}\nmetrics:\n  listen: ['127.0.0.1:8053']\n"
+    )
+    place = str(tmp_path / "nearpath.yaml")
+    what = "127.0.0.1:8053 is in report.listen already: choose another port"
+    assert list(problems_of(tmp_path, text)) == [Problem(place, 6, "metrics.listen[0]", what)]
+
+
 ALIAS_BOMB = "a: &a [x, x]\nb: &b [*a, *a]\n" + "".join(
     f"{chr(c + 1)}: &{chr(c + 1)} [*{chr(c)}, *{chr(c)}]\n" for c in range(98, 120)
 )
