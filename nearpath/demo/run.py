@@ -51,6 +51,7 @@ async def _run(folder: Path, any_port: bool) -> None:
         await line.join()
     runners = [await start_mirror(name, place.content(name), api[name], ports["http"]) for name in MIRROR_ADDRESS]
     processes: dict[str, Process] = {}
+    watching: list[asyncio.Task[None]] = []
     try:
         console.print("starting the appliance, three agents, three mirrors with syncd and an API gateway ...")
         index = folder / "faq-index"
@@ -63,17 +64,20 @@ async def _run(folder: Path, any_port: bool) -> None:
             processes[log] = process
         if await _until_measured(place, processes, stop):
             show_lines(console, place)
+        watching = [asyncio.create_task(_tell_end(console, folder, *one, stop)) for one in processes.items()]
         ended = asyncio.create_task(processes["nearpath"].wait())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             raise NearpathError("the appliance has ended", f"see {folder / 'nearpath.log'}")
     finally:
+        stop.set()
         for process in processes.values():
             if process.returncode is None:
                 process.terminate()
                 process.send_signal(signal.SIGCONT)  # one that was frozen on the way ends, too
         await asyncio.gather(*(_end(process) for process in processes.values()))
+        await asyncio.gather(*watching)
         for log, *_ in _programs(place):
             (folder / f"{log}.pid").unlink(missing_ok=True)
         for runner in runners:
@@ -98,6 +102,14 @@ async def _start(log: Path, name: str, *arguments: str) -> Process:
         return await asyncio.create_subprocess_exec(
             command(name), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=stream, stderr=stream
         )
+
+
+async def _tell_end(console: Console, folder: Path, log: str, process: Process, stop: asyncio.Event) -> None:
+    """Say so when a process ends while the demo runs: the others go on without it, which is worth a look."""
+    status = await process.wait()
+    if not stop.is_set():
+        how = signal.Signals(-status).name if status < 0 else f"status {status}"
+        console.print(f"{log} has ended ({how}), the others go on: its log is {folder / f'{log}.log'}")
 
 
 async def _end(process: Process) -> None:

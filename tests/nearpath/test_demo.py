@@ -131,6 +131,13 @@ def test_a_slow_mirror_and_a_stale_one_are_left_and_taken_back(demo: Demo) -> No
     wait_until(lambda: demo.sh(europe) == frankfurt, 40, "frankfurt is answered again", demo.output)
 
 
+def test_a_process_that_ends_is_told_of(demo: Demo) -> None:
+    pid = int((demo.folder / "run" / "gateway-tokyo.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    told = f"gateway-tokyo has ended (SIGKILL), the others go on: its log is {demo.folder / 'run'}/gateway-tokyo.log"
+    wait_until(lambda: told in demo.output.read_text().replace("\n", ""), 10, "it is told", demo.output)
+
+
 def test_a_typo_in_the_configuration_is_named_and_the_old_one_runs_on(demo: Demo) -> None:
     config = demo.folder / "run" / "nearpath.yaml"
     good = config.read_text()
