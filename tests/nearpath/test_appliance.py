@@ -59,7 +59,7 @@ def test_a_bad_file_changes_nothing_and_says_why_with_line_and_path(daemon: Daem
     refused = daemon.cli("reload", check=False)
     assert refused.returncode == 1
     assert "intervall" in refused.stderr
-    assert "keeps its old configuration" in refused.stderr
+    assert "the old configuration runs on" in refused.stderr
 
     daemon.edit("intervall", "interval")
     daemon.cli("reload")
