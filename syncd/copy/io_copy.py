@@ -336,7 +336,8 @@ class Copy:
                 self._finish(intent)
             else:
                 io_publish.abandon(self.layout)
-        elif pending.trusted and self._goes_on(note, intent):
+        elif pending.trusted and self._has_read() and self._goes_on(note, intent):
+            # Not with other patterns than it was planned by: what they cover is not ours to replace or delete any more.
             return len(intent.steps)
         else:
             # Before the intent goes: if the store fails now, or the machine does again, nothing else knows these paths.

@@ -219,3 +219,19 @@ def test_a_plain_server_tells_nothing_of_what_is_left_out(tmp_path: Path) -> Non
         copy.publish((), Note((upsert(b"a.part", b"1"),)))
         copy.forget_left_out()
         assert (rows(copy), copy.is_partial) == ({}, False)
+
+
+def test_a_publish_that_was_cut_short_is_not_gone_on_with_by_other_patterns(tmp_path: Path) -> None:
+    """What they cover from now on is the mirror's own: it was neither to be replaced nor deleted."""
+    with open_copy(tmp_path) as copy:
+        copy.recover()
+        publish(copy, stage(copy, b"old", b"1"))
+        changes = (stage(copy, b"mine", b"theirs"), stage(copy, b"other", b"2"), Change(0, Op.DELETE, b"old"))
+        begin(copy.layout, Intent(9, copy.plan(changes).steps, encode_note(Note(changes))))
+    (tmp_path / "m" / "mine").write_text("own")
+    with open_copy(tmp_path, exclude=["/mine", "/old"]) as copy:
+        assert copy.recover() == 0
+        assert sorted(os.listdir(tmp_path / "m")) == ["mine", "old"]
+        assert (tmp_path / "m" / "mine").read_text() == "own"
+        publish(copy, stage(copy, b"other", b"2"))
+        assert sorted(os.listdir(tmp_path / "m")) == ["mine", "old", "other"]
