@@ -16,6 +16,9 @@ from syncd.publish.steps import Do, PublishError, Step
 _COMES = frozenset({Do.PUT, Do.SYMLINK, Do.LINK, Do.UNPARK, Do.MOVE, Do.BRING})
 """What takes the place of whatever stands there; a directory that is made is filled where one stands."""
 
+_MOVES = frozenset({Do.MOVE, Do.PARK})
+"""What takes along all that lies in a directory, which had nothing of the kind in it when it was planned."""
+
 
 def find_own(tree: Below, path: bytes, exclude: Exclude) -> bytes | None:
     """The first thing that is left out at or below the directory `path`; None when there is none, or no directory.
@@ -98,13 +101,20 @@ def prune(tree: Below, path: bytes, exclude: Exclude) -> None:
 
 
 def check_way(root: bytes, steps: Iterable[Step], exclude: Exclude) -> None:
-    """PublishError when a step would put something in the place of a directory in which something lies that is left out."""
+    """PublishError when a step would put something in the place of a directory in which something lies that is left out,
+    or take that along to another name: it came after the plan was made."""
     if not exclude:
         return
     with Below(root) as tree:
         for step in steps:
             if step.do in _COMES:
                 refuse_own(tree, step.path, exclude)
+            if step.do in _MOVES and (own := find_own(tree, step.source, exclude)) is not None:
+                raise PublishError(
+                    f"{os.fsdecode(root)}: {os.fsdecode(own)!r}, which is left alone by `exclude`, came into a directory "
+                    "that moves",
+                    "it is planned anew, and stays where it is",
+                )
 
 
 def refuse_own(tree: Below, path: bytes, exclude: Exclude) -> None:

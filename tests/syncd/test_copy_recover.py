@@ -16,7 +16,7 @@ from syncd.copy.note import Note, encode_note
 from syncd.model import Change, Entry, Kind, Op
 from syncd.publish.io_leftovers import renew_stage
 from syncd.publish.io_publish import begin, run
-from syncd.publish.steps import Do, Intent, Step
+from syncd.publish.steps import Do, Intent, PublishError, Step
 from syncd.source.io_compare import Comparer
 from syncd.source.row import EXCLUDED
 from syncd.store.io_store import StoreError
@@ -235,3 +235,20 @@ def test_a_publish_that_was_cut_short_is_not_gone_on_with_by_other_patterns(tmp_
         assert (tmp_path / "m" / "mine").read_text() == "own"
         publish(copy, stage(copy, b"other", b"2"))
         assert sorted(os.listdir(tmp_path / "m")) == ["mine", "old", "other"]
+
+
+def test_what_came_into_a_directory_after_its_move_was_planned_stays_where_it_is(tmp_path: Path) -> None:
+    with open_copy(tmp_path, exclude=["/d/own"]) as copy:
+        copy.recover()
+        (tmp_path / "m" / "d").mkdir()
+        copy.read_disk()
+        moved = Change(0, Op.RENAME, b"e", Entry(b"e", Kind.DIRECTORY, 0o755, mtime_ns=SECOND_NS), b"d")
+        told = copy.leave_out([moved]).changes
+        steps = copy.plan(told).steps
+        (tmp_path / "m" / "d" / "own").write_text("own")
+        with pytest.raises(PublishError, match="'d/own', which is left alone"):
+            copy.publish(steps, Note(told))
+        told = copy.leave_out([moved]).changes
+        copy.publish(copy.plan(told).steps, Note(told))
+        assert (tmp_path / "m" / "d" / "own").read_text() == "own"
+        assert (tmp_path / "m" / "e").is_dir()
