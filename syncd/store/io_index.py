@@ -18,6 +18,9 @@ from syncd.store.io_store import fact, set_fact
 ROOT = 1
 """The number of the root directory; its own row has parent 0 and an empty name."""
 
+_ASIDE = -1
+"""A parent that nothing has: of what takes the place of the directory that it was in, for as long as that goes."""
+
 _ROW = "mode, size, mtime_ns, ctime_ns, device, inode, target"
 _MAX_CACHED_PATHS = 20_000
 
@@ -368,9 +371,14 @@ class Index:
         return self._db.execute(f"DELETE FROM entries WHERE device={EXCLUDED}").rowcount
 
     def move(self, source: bytes, path: bytes) -> None:
-        """`source`, with all below it, is at `path` now; what was there is forgotten."""
+        """`source`, with all below it, is at `path` now; what was there is forgotten. It may have been in that."""
+        old = self._place(source)
+        if old is not None and source.startswith(path + b"/"):
+            aside = _ASIDE, old[1]
+            self._db.execute("UPDATE entries SET parent=?, name=? WHERE parent=? AND name=?", (*aside, *old))
+            old = aside
         self.remove(path)
-        old, new = self._place(source), self._place(path)
+        new = self._place(path)
         if old is None or new is None:
             raise KeyError(source)
         self._db.execute("UPDATE entries SET parent=?, name=? WHERE parent=? AND name=?", (*new, *old))

@@ -252,3 +252,15 @@ def test_what_came_into_a_directory_after_its_move_was_planned_stays_where_it_is
         copy.publish(copy.plan(told).steps, Note(told))
         assert (tmp_path / "m" / "d" / "own").read_text() == "own"
         assert (tmp_path / "m" / "e").is_dir()
+
+
+def test_what_takes_the_place_of_the_directory_it_was_in_is_recorded(tmp_path: Path) -> None:
+    """No journal of ours tells it so; were it not recorded once it is done, no parent could mend this copy any more."""
+    with open_copy(tmp_path) as copy:
+        copy.recover()
+        (tmp_path / "m" / "d" / "in" / "deep").mkdir(parents=True)
+        (tmp_path / "m" / "d" / "other").touch()
+        copy.read_disk()
+        publish(copy, Change(0, Op.RENAME, b"d", Entry(b"d", Kind.DIRECTORY, 0o755, mtime_ns=SECOND_NS), b"d/in"))
+        assert rows(copy) == {b"d": 0, b"d/deep": 0}
+        assert os.listdir(tmp_path / "m" / "d") == ["deep"]
