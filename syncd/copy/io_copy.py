@@ -26,6 +26,7 @@ from syncd.copy.io_record import Everything, Published, Record, brought
 from syncd.copy.note import Note, NoteError, decode_changes, decode_note, encode_changes, encode_note
 from syncd.model import Change, Op
 from syncd.publish import io_publish, io_version
+from syncd.publish.final_tree import is_at_odds
 from syncd.publish.guard import Space
 from syncd.publish.io_attributes import Kept
 from syncd.publish.io_below import Below, remove_all
@@ -34,7 +35,7 @@ from syncd.publish.io_publish import DiskFull, Layout
 from syncd.publish.io_version import Versions
 from syncd.publish.left_out import Border, Told, leave_out, wanted
 from syncd.publish.plan import Plan, make_plan
-from syncd.publish.steps import Intent, PublishError, Ranks, Step, touched
+from syncd.publish.steps import Do, Intent, PublishError, Ranks, Step, touched
 from syncd.source.io_compare import Comparer, Depth
 from syncd.source.io_scan import Disk
 from syncd.source.row import REFUSED, Row, Written, is_published, to_entry
@@ -341,7 +342,7 @@ class Copy:
             return len(intent.steps)
         else:
             # Before the intent goes: if the store fails now, or the machine does again, nothing else knows these paths.
-            self._look_again(touched(intent.steps))
+            self._look_again(intent.steps)
             io_publish.abandon(self.layout)
         return 0
 
@@ -447,8 +448,9 @@ class Copy:
 
     def _record(self, note: Note, intent: Intent, known: Mapping[bytes, Row] = _NOTHING) -> None:
         with self._indexing():
-            # With a part held back the disk is not what the changes say: it is asked what it is.
-            drafts = self._look(touched(intent.steps), note.changes) if note.later else self._play(note, known)
+            # With a part held back the disk is not what the changes say, and nobody knows what changes at odds say.
+            do_look = bool(note.later) or is_at_odds(self.wanted(note.changes), Published(self.index))
+            drafts = self._look(intent.steps, note.changes) if do_look else self._play(note, known)
             self.journal.append(drafts, time.time())
             set_fact(self._db, "later", encode_changes(note.later))
             set_fact(self._db, "published", intent.number)
@@ -473,20 +475,22 @@ class Copy:
             self.is_partial = True  # before anybody can be told of it
             set_fact(self._db, _PARTIAL, 1)
 
-    def _look_again(self, paths: Sequence[bytes]) -> None:
+    def _look_again(self, steps: Sequence[Step]) -> None:
         with self._indexing():
-            drafts = self._look(paths)
+            drafts = self._look(steps)
             self.journal.append(drafts, time.time())
 
-    def _look(self, paths: Sequence[bytes], changes: Sequence[Change] = ()) -> list[Draft]:
-        """Index what is at these paths, and below directories that are new; the drafts of what was different.
+    def _look(self, steps: Sequence[Step], changes: Sequence[Change] = ()) -> list[Draft]:
+        """Index what is where the steps were, and below directories that are new; the drafts of what was different.
 
         `changes`: what brought it there.
         """
         disk = Disk(self.root, exclude=self._exclude)
         try:
             record = Record(self.index, disk, changes, self._border)
-            drafts = record.look(paths)
+            # A directory that is kept for what is left alone in it is the same one, with less in it.
+            emptied = {step.path for step in steps if self._exclude and step.do in (Do.DELETE, Do.MAKE)}
+            drafts = record.look([(path, path in emptied) for path in touched(steps)])
             self._note_partial(record)
             return drafts
         finally:

@@ -140,10 +140,10 @@ class Record:
                 self._index.put(path, old.row._replace(device=REFUSED))
         return self._drafts
 
-    def look(self, paths: Sequence[bytes]) -> list[Draft]:
-        """A part of the changes is done: ask the disk what is at these paths now, and below directories that are new."""
+    def look(self, marks: Sequence[tuple[bytes, bool]]) -> list[Draft]:
+        """Ask the disk what is at these (path, subtree) now, and below directories that are new."""
         comparer = Comparer(self._disk, self._index)
-        comparer.check([(path, False) for path in paths])
+        comparer.check(marks)
         while walks := comparer.take_walks():
             for path, depth in walks:
                 comparer.walk(path, depth)
@@ -204,9 +204,12 @@ class Record:
         return draft._replace(digest=digest)
 
     def _is_home_here(self, path: bytes) -> bool:
-        """Whether the lowest directory above `path` that is not left out is here."""
+        """Whether the lowest directory above `path` that is not left out is here, and no file where one is that is."""
         above = path.rpartition(b"/")[0]
         while self._border.covers(above, is_directory=True):
+            there = self._index.get(above)
+            if there is not None and is_published(there.row) and not there.row.is_directory:
+                return False
             above = above.rpartition(b"/")[0]
         if self._index.number(above) is not None:
             return True

@@ -7,7 +7,7 @@ The changes are played in order on a symbolic tree. A node's content is what thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from syncd.model import UNTOLD, Change, Entry, Kind, Op, PathError, check_path, join
@@ -62,6 +62,8 @@ class FinalTree:
         self.keeps_more = keeps_more
         self.root = Node(known=have.get(b"") or _ROOT)
         self.lacking: list[bytes] = []
+        self.is_odd = False
+        """a change does not go with what was there before it: no journal tells it so of this tree"""
         self._homes: dict[bytes, Node] = {}
         """directories that were looked up, by path; empty again when one of them may have gone or moved"""
 
@@ -111,6 +113,7 @@ class FinalTree:
         for depth, name in enumerate(names[:-1]):
             kid = self._kid(node, name)
             if kid is None or not kid.is_directory:
+                self.is_odd |= kid is not None
                 kid = Node(entry=Entry(b"/".join(names[: depth + 1]), Kind.DIRECTORY, IMPLIED_MODE, mtime_ns=UNTOLD))
                 node.kids[name] = kid
             node = kid
@@ -127,6 +130,7 @@ class FinalTree:
     def _upsert(self, path: bytes, entry: Entry, link_of: bytes) -> None:
         home, name = self._home(path)
         node = self._kid(home, name)
+        self.is_odd |= node is not None and node.is_directory != (entry.kind is Kind.DIRECTORY)
         if entry.kind is Kind.DIRECTORY:
             if node is not None and node.is_directory:
                 node.entry = entry
@@ -155,12 +159,40 @@ class FinalTree:
                 self.lacking.append(path)
             self._upsert(path, entry, b"")
             return
+        self.is_odd |= node.is_directory != (entry.kind is Kind.DIRECTORY)
         self._detach(source)
         home, name = self._home(path)
         self._homes.clear()
         if node.is_directory and entry.kind is Kind.DIRECTORY:
             node.entry = entry
         home.kids[name] = node
+
+
+def is_at_odds(changes: Sequence[Change], have: Have) -> bool:
+    """Whether changes do not go with each other, or with this tree: a file with something in it, a rename of another kind.
+
+    One who follows the journal meets that only where a comparison brought more than the journal had told by then; a
+    hostile parent sends it, so that an index that is made of the changes is not what they have made of the disk. PathError.
+    """
+    told = [(change.path, change.entry.kind is Kind.DIRECTORY) for change in changes if change.entry is not None]
+    files = {path for path, is_directory in told if not is_directory}
+    if any(is_directory and path in files for path, is_directory in told):
+        return True
+    if all(change.op is not Op.RENAME for change in changes):
+        above = {path.rpartition(b"/")[0] for path, _ in told}
+        while above:
+            if not above.isdisjoint(files):
+                return True
+            above = {path.rpartition(b"/")[0] for path in above if path}
+        return False
+    tree, has_files = FinalTree(have), False
+    for change in changes:
+        # What came before a rename may have moved with it: its old path, at which it would be looked for, tells nothing.
+        if change.op is Op.RENAME and (has_files or tree.find(change.source) is None):
+            return True
+        has_files |= change.op is Op.UPSERT and change.path in files
+        tree.play(change)
+    return tree.is_odd
 
 
 def _may_be_one(node: Node, entry: Entry) -> bool:

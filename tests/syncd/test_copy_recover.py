@@ -264,3 +264,46 @@ def test_what_takes_the_place_of_the_directory_it_was_in_is_recorded(tmp_path: P
         publish(copy, Change(0, Op.RENAME, b"d", Entry(b"d", Kind.DIRECTORY, 0o755, mtime_ns=SECOND_NS), b"d/in"))
         assert rows(copy) == {b"d": 0, b"d/deep": 0}
         assert os.listdir(tmp_path / "m" / "d") == ["deep"]
+
+
+def on_disk(copy: Copy) -> set[bytes]:
+    with_root = [os.path.join(above, name) for above, dirs, files in os.walk(copy.root) for name in (*dirs, *files)]
+    return {os.path.relpath(path, copy.root) for path in with_root}
+
+
+DIRECTORY = Entry(b"", Kind.DIRECTORY, 0o755, mtime_ns=SECOND_NS)
+LINK = Entry(b"", Kind.SYMLINK, 0o777, mtime_ns=SECOND_NS, target=b"b")
+
+
+def told(op: Op, path: bytes, entry: Entry | None = None, source: bytes = b"") -> Change:
+    return Change(0, op, path, None if entry is None else entry._replace(path=path), source)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (told(Op.UPSERT, b"a", LINK), told(Op.UPSERT, b"a/x", DIRECTORY)),
+        (told(Op.UPSERT, b"a", LINK), told(Op.UPSERT, b"a", DIRECTORY)),
+        (told(Op.UPSERT, b"b/z", LINK), told(Op.RENAME, b"a/x", LINK, b"b")),
+        (told(Op.UPSERT, b"a/z", LINK), told(Op.RENAME, b"c", DIRECTORY, b"a")),
+        (told(Op.DELETE, b"k"), told(Op.RENAME, b"n", LINK, b"no"), told(Op.RENAME, b"m", DIRECTORY, b"k/d")),
+    ],
+)
+def test_an_index_is_of_the_disk_though_changes_are_at_odds(tmp_path: Path, changes: tuple[Change, ...]) -> None:
+    """Else a hostile parent takes files away, or puts some there, and the hash of the index is still the signed one."""
+    with open_copy(tmp_path, exclude=["own"]) as copy:
+        copy.recover()
+        for name in ("a/d/y", "a/x", "b", "k/d/f", "k/own"):
+            (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "m" / name).touch()
+        copy.read_disk()
+        copy.publish(copy.plan(changes).steps, Note(changes))
+        assert set(rows(copy)) == on_disk(copy) - {b"k/own"}
+
+
+def test_a_file_is_not_forgotten_for_what_is_left_out_below_it(tmp_path: Path) -> None:
+    with open_copy(tmp_path, exclude=["d/"]) as copy:
+        copy.recover()
+        publish(copy, stage(copy, b"d", b"1"))
+        publish(copy, upsert(b"d/x", b"2"))
+        assert rows(copy) == {b"d": 0}
