@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from core.exclude import NOTHING as LEAVES_NOTHING_OUT
 from core.exclude import Exclude
+from syncd.model import join
 from syncd.publish.io_attributes import NOTHING, Kept, take_over
 from syncd.publish.io_below import Below, exchange, remove_all, sync_file_system
 from syncd.publish.io_publish import Layout, begin, explained, finish, no_trip, run
@@ -169,6 +170,10 @@ def _build(place: Versions, old: int, intent: Intent, durable: bool, trip: Calla
         raise explained(error, building) from error
     begin(layout, intent)
     run(layout, begun=intent, consume=False, durable=False, trip=trip)
+    try:
+        carry_own(place.path(old), building, place.exclude)
+    except OSError as error:
+        raise explained(error, building) from error
     with Below(place.versions) as versions:
         if durable:
             sync_file_system(versions.fd)
@@ -212,6 +217,39 @@ def clone(source: bytes, target: bytes, trip: Callable[[str], None] = no_trip, k
             finally:
                 os.close(fd)
     return made
+
+
+def carry_own(source: bytes, target: bytes, exclude: Exclude) -> None:
+    """Bring what is left alone, and came to `source` after `target` was cloned of it: nobody else would have it any more.
+
+    PublishError where something else than a directory is in its way: the version is built anew, around it.
+    """
+    if not exclude:
+        return
+    with Below(source) as old, Below(target) as new:
+        todo = [(b"", False)]
+        while todo:
+            directory, is_own = todo.pop()
+            fd = old.open_directory(directory)
+            try:
+                with os.scandir(fd) as entries:
+                    for entry in entries:
+                        below, is_dir = join(directory, os.fsencode(entry.name)), entry.is_dir(follow_symlinks=False)
+                        is_left = is_own or exclude.leaves_out(below, is_dir)
+                        if is_dir:
+                            todo.append((below, is_left))
+                        elif is_left and new.stat(below) is None:
+                            _make_above(new, below)
+                            _link(entry, os.fsencode(entry.name), fd, new.directory(directory))
+            finally:
+                os.close(fd)
+
+
+def _make_above(tree: Below, path: bytes) -> None:
+    for end in (at for at, byte in enumerate(path) if byte == ord("/")):
+        if tree.stat(path[:end]) is None:
+            fd, name = tree.at(path[:end])
+            os.mkdir(name, 0o755, dir_fd=fd)
 
 
 def _link(entry: os.DirEntry[str], name: bytes, from_fd: int, to_fd: int) -> None:

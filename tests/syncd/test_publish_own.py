@@ -169,3 +169,19 @@ def test_what_is_made_over_an_empty_directory_is_filled_not_that(tmp_path: Path)
     begin(layout, Intent(1, (make(b"d"), put(layout, b"d/f"))))
     run(layout, durable=False)
     assert (root / "d" / "f").read_text() == "new"
+
+
+def test_what_comes_while_a_version_is_built_is_in_it(tmp_path: Path) -> None:
+    """It lies in the version that goes, and goes with that for good once its grace is over."""
+    layout, root = small(tmp_path)
+    write(root, "d/f", "g")
+    place = Versions(layout.root, os.fsencode(tmp_path / "tree.versions"), layout.work, exclude=OWN)
+    adopt(place)
+
+    def come(what: str) -> None:
+        if what == "note":
+            write(root, "d/own", "d/n/x.part", "h/own/z")
+
+    intent = Intent(1, (put(layout, b"n"), Step(Do.DELETE, b"g"), Step(Do.DELETE, b"d")))
+    publish_version(place, intent, now=1.0, durable=False, trip=come)
+    assert files(root) == {"d/own", "d/n/x.part", "h/own/z", "n"}
