@@ -122,12 +122,16 @@ def finish_version(place: Versions, intent: Intent) -> None:
 
 
 def roll_back(place: Versions, number: int, now: float) -> None:
-    """Show an older version that is still there. PublishError when it is not."""
+    """Show an older version that is still there, with what is left alone and came since. PublishError when it is not."""
     if not os.path.isdir(place.path(number)):
         kept = sorted(int(n) for n in os.listdir(place.versions) if n.isdigit())
         raise PublishError(f"there is no version {number}", f"there are: {', '.join(map(str, kept))}")
     old = current(place)
     if old != number:
+        try:
+            carry_own(place.path(old), place.path(number), place.exclude)
+        except OSError as error:
+            raise explained(error, place.path(number)) from error
         _write_retired(place, old, now)
         _point(place, number, no_trip)
 

@@ -13,7 +13,7 @@ from syncd.model import Entry, Kind
 from syncd.publish.io_below import Below
 from syncd.publish.io_own import check_way, find_own, holds_only_own, prune
 from syncd.publish.io_publish import Layout, begin, bring_whole, finish, prepare, run, sweep
-from syncd.publish.io_version import Versions, adopt, current, expire, finish_version, publish_version
+from syncd.publish.io_version import Versions, adopt, current, expire, finish_version, publish_version, roll_back
 from syncd.publish.steps import Do, Intent, PublishError, Ranks, Step
 from tests.syncd.disk_tree import killed_at
 from tests.syncd.test_publish_faults import put
@@ -185,3 +185,15 @@ def test_what_comes_while_a_version_is_built_is_in_it(tmp_path: Path) -> None:
     intent = Intent(1, (put(layout, b"n"), Step(Do.DELETE, b"g"), Step(Do.DELETE, b"d")))
     publish_version(place, intent, now=1.0, durable=False, trip=come)
     assert files(root) == {"d/own", "d/n/x.part", "h/own/z", "n"}
+
+
+def test_what_came_since_is_in_an_older_version_that_is_shown_again(tmp_path: Path) -> None:
+    """The next one is made of that, and the newest goes once its grace is over."""
+    layout, root = small(tmp_path)
+    write(root, "d/f")
+    place = Versions(layout.root, os.fsencode(tmp_path / "tree.versions"), layout.work, exclude=OWN)
+    adopt(place)
+    publish_version(place, Intent(1, (put(layout, b"n"),)), now=1.0, durable=False)
+    write(root, "d/own", "e/x.part")
+    roll_back(place, 0, now=2.0)
+    assert files(root) == {"d/f", "d/own", "e/x.part"}
