@@ -109,12 +109,18 @@ def check_way(root: bytes, steps: Iterable[Step], exclude: Exclude) -> None:
         for step in steps:
             if step.do in _COMES:
                 refuse_own(tree, step.path, exclude)
-            if step.do in _MOVES and (own := find_own(tree, step.source, exclude)) is not None:
-                raise PublishError(
-                    f"{os.fsdecode(root)}: {os.fsdecode(own)!r}, which is left alone by `exclude`, came into a directory "
-                    "that moves",
-                    "it is planned anew, and stays where it is",
-                )
+            if step.do in _MOVES:
+                refuse_to_take_along(tree, step.source, exclude)
+
+
+def refuse_to_take_along(tree: Below, path: bytes, exclude: Exclude) -> None:
+    """PublishError when something that is left out lies at or below the directory `path`, which is about to move."""
+    if (own := find_own(tree, path, exclude)) is not None:
+        raise PublishError(
+            f"{os.fsdecode(tree.root)}: {os.fsdecode(own)!r}, which is left alone by `exclude`, came into a directory "
+            "that moves",
+            "it is planned anew, and stays where it is",
+        )
 
 
 def refuse_own(tree: Below, path: bytes, exclude: Exclude) -> None:

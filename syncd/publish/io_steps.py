@@ -14,7 +14,7 @@ from core.exclude import Exclude
 from syncd.model import UNTOLD, Entry
 from syncd.publish.io_attributes import NOTHING, ROOM, Kept, take_over
 from syncd.publish.io_below import Below, exchange, is_directory, set_mode, sync_file_system
-from syncd.publish.io_own import find_own, prune, refuse_own
+from syncd.publish.io_own import find_own, prune, refuse_own, refuse_to_take_along
 from syncd.publish.steps import Do, PublishError, Step, touched
 from syncd.source.row import held_ns
 
@@ -127,6 +127,8 @@ class Doer:
 
     def _do(self, step: Step) -> None:
         fresh, path = b"fresh/%d" % self.number, step.path
+        if step.do in (Do.MOVE, Do.PARK):
+            refuse_to_take_along(self.tree, step.source, self.exclude)
         if step.do is Do.BRING and self.consume:
             self._bring(path)
         elif step.do is Do.MOVE:

@@ -197,3 +197,14 @@ def test_what_came_since_is_in_an_older_version_that_is_shown_again(tmp_path: Pa
     write(root, "d/own", "e/x.part")
     roll_back(place, 0, now=2.0)
     assert files(root) == {"d/f", "d/own", "e/x.part"}
+
+
+def test_what_came_into_a_directory_while_its_move_waited_is_not_taken_along(tmp_path: Path) -> None:
+    """For room on the disk, say: nothing but the steps looks there again."""
+    layout, root = small(tmp_path)
+    write(root, "d/f")
+    begin(layout, Intent(1, (Step(Do.MOVE, b"e", b"d", entry=Entry(b"e", Kind.DIRECTORY, 0o755)),)))
+    write(root, "d/own")
+    with pytest.raises(PublishError, match="came into a directory that moves"):
+        run(layout, durable=False)
+    assert files(root) == {"d/f", "d/own"}
