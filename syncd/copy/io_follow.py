@@ -120,7 +120,11 @@ class Following:
             self._is_root_due = False
         elif answer.changes:
             self._is_root_due = True
-            if not site.status.waiting and self._proofs.told(time.monotonic(), answer.lag_s):
+            if site.status.waiting:
+                # A tree that never rests is not looked at in quiet moments: it has none.
+                if site.signature.doubts(site.intake.retries.most_tries()):
+                    self._drifted()
+            elif self._proofs.told(time.monotonic(), answer.lag_s):
                 site.signature.distrust()
                 raise never_proved(site.name, parent.url)
         else:

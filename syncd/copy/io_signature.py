@@ -107,6 +107,10 @@ class Signature:
             raise unsigned_tree(self._name, parent.url)
         return None
 
+    def doubts(self, tries: int) -> bool:
+        """Whether files that do not come may be gone at the parent; `tries`: of the one that was tried most often."""
+        return self._doubt.arises(tries, time.monotonic())
+
     def distrust(self) -> None:
         """The parent is to prove what it sends before the copy is fresh again."""
         self._unsigned.since_s = time.monotonic()
@@ -138,7 +142,7 @@ class Signature:
 
     def _seems_drifted(self, is_equal: bool, tries: int) -> bool:
         if self._board.status.waiting:
-            return self._doubt.arises(tries, time.monotonic())
+            return self.doubts(tries)
         if is_equal:
             return False
         self._quiet_polls = (self._quiet_polls + 1) % QUIET_POLLS

@@ -207,6 +207,12 @@ class Nodes:
             (self.tree / name).parent.mkdir(exist_ok=True)
             (self.tree / name).write_text(text)
 
+    async def tick(self, every_s: float) -> None:
+        """Change something without pause."""
+        for count in itertools.count():
+            self.write("tick", text=f"{count}")
+            await asyncio.sleep(every_s)
+
     def signed(self) -> str:
         return self.origin.root.root_hash.hex() if self.origin.root else ""
 
@@ -485,7 +491,10 @@ async def test_a_copy_forgets_what_all_its_children_have(nodes: Nodes, monkeypat
             await asyncio.sleep(0.01)
 
 
-async def test_what_waits_in_vain_is_found_by_comparing(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rests", [True, False])
+async def test_what_waits_in_vain_is_found_by_comparing(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, rests: bool
+) -> None:
     """The parent told of a file, and its word that the file is gone was lost: nothing in the journal ends the wait."""
     monkeypatch.setattr(streams, "FIRST_RETRY_S", 0.01)
     nodes.write("d/a")
@@ -496,9 +505,12 @@ async def test_what_waits_in_vain_is_found_by_comparing(nodes: Nodes, monkeypatc
     with transaction(db):
         set_fact(db, "later", encode_changes(told))
     close_store(db)
+    ticking = asyncio.create_task(nodes.tick(3600.0 if rests else 0.1))
     async with nodes.following() as follower:
-        await nodes.until_current(follower)
         nodes.write("d/b")
         await until(lambda: "d/b" in names(nodes.copied))
+        await until(lambda: follower.status.waiting > 0)
+        await until(lambda: follower.status.waiting == 0)
+        ticking.cancel()
         await until(lambda: follower.status.activity is Activity.CURRENT)
         assert not follower.status.troubles

@@ -425,6 +425,10 @@ def reload(node: Node) -> None:
 
 
 def test_a_start_without_its_state_adopts_what_lies_there_and_transfers_nothing(fleet: Fleet) -> None:
+    for name, target in (("out", "/etc/passwd"), ("up", "../../secret")):
+        if not os.path.lexists(link := fleet.at(fleet.origin, "other") / name):
+            link.symlink_to(target)
+    fleet.copy.until(lambda: fleet.status("other")["refused_paths"] == 2, "what leads out is refused")
     for lost in (fleet.copy, fleet.origin):
         lost.stop(signal.SIGKILL)
         shutil.rmtree(lost.home / "state" / "trees")
