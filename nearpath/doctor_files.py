@@ -189,7 +189,7 @@ def check_secret(file: Path, what: str, account: Account) -> Iterator[Finding]:
     elif mode & stat.S_IRGRP:
         yield _RIGHTS.note(f"{what} {file} can be read by its group", f"chmod 0600 {file} unless that is meant")
     elif account.may(file.resolve(), os.R_OK):
-        yield _RIGHTS.good(f"{what} {file} is readable by {account.name} alone")
+        yield _RIGHTS.good(f"{what} {file} can be read by {account.name}, and not by others")
 
 
 def check_tls(tls: Tls, account: Account) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from core.errors import NearpathError
 from core.io_control import CONTROL_SOCKET
-from core.io_state import hold_state_dir
+from core.io_state import find_holder, hold_state_dir
 from nearpath.demo.api import Line
 from nearpath.demo.files import write_files
 from nearpath.demo.lines import command, show_lines
@@ -36,10 +36,21 @@ def run_demo(folder: Path, *, any_port: bool = False) -> int:
     return 0
 
 
+def _hold(folder: Path) -> int:
+    with contextlib.suppress(OSError):
+        if pid := find_holder(folder):
+            fix = f"end it (Ctrl-C there, or `kill {pid}`), or choose another folder: --dir FOLDER"
+            raise NearpathError(f"another demo runs in {folder}, process {pid}", fix)
+    return hold_state_dir(folder, "demo")
+
+
 async def _run(folder: Path, any_port: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     ports = {purpose: _free_port(None if any_port else usual) for purpose, usual in USUAL_PORTS.items()}
-    lock = hold_state_dir(folder, "demo")
+    lock = _hold(folder)
+    for purpose, usual in {} if any_port else USUAL_PORTS.items():
+        if ports[purpose] != usual:
+            console.print(f"port {usual} ({purpose}) is taken here: {ports[purpose]} in its place")
     place = Place(folder, ports)
     write_files(place)
     stop = asyncio.Event()

@@ -17,6 +17,7 @@ from core.errors import NearpathError
 from core.io_state import hold_state_dir
 from nearpath.demo.files import write_files
 from nearpath.demo.place import USUAL_PORTS, Place
+from nearpath.demo.run import run_demo
 from tests.nearpath.daemon import ROOT, wait_until
 
 pytestmark = [
@@ -55,6 +56,13 @@ def test_what_still_runs_on_an_earlier_demo_keeps_its_files(tmp_path: Path) -> N
         os.close(lock)
     write_files(place)
     assert not (tmp_path / "state").exists()
+
+
+def test_a_second_demo_in_one_folder_says_which_process_has_it(tmp_path: Path) -> None:
+    lock = hold_state_dir(tmp_path, "test")
+    with pytest.raises(NearpathError, match=rf"another demo runs in .*, process {os.getpid()}: .*--dir FOLDER"):
+        run_demo(tmp_path, any_port=True)
+    os.close(lock)
 
 
 @pytest.fixture(scope="module")
