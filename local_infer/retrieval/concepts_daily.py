@@ -39,7 +39,9 @@ fund: 基金 | fund, mutual fund
 stock_: 股票 | stock, shares
 account_open: 开户 开账户 开银行账户 | open an account, open account, open a bank account, open a new account, set up a bank account, opening an account, account opening
 statement: 对账单 | statement
-taxreturn: 个税 个人所得税 报税 纳税申报 退税 | income tax, tax return, tax refund
+taxreturn: 个税 个人所得税 报税 纳税申报 | income tax, tax return
+taxrefund: 退税 税款退还 | tax refund
+taxdue: 补税 补缴税款 补缴税 | back taxes, back tax, tax due, taxes due
 flight: 航班 飞机 班机 | flight, plane, airplane, fly
 airport: 机场 | airport
 airline: 航空公司 | airline

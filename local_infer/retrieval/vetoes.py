@@ -230,10 +230,12 @@ def _parties_swapped(one: Wording, other: Wording) -> bool:
 def _wording(one: Wording, other: Wording) -> bool:
     """Whether one says something that the other does not: a word that no list calls the same, or one more word.
 
-    Words that hardly change what is asked (`_LOOSE`) may be added, but not one put for another.
+    Words that hardly change what is asked (`_LOOSE`) may be added, but not one put for another; nor where another kind of
+    question is asked as well: where to get a code is not what to do with it.
     """
     left, right = _unmatched(one, other)
-    loose = frozenset() if (one.questions | other.questions) & _PRECISE else _LOOSE
+    is_other_kind = "whereto" in _kinds(one) ^ _kinds(other)
+    loose = frozenset() if is_other_kind or (one.questions | other.questions) & _PRECISE else _LOOSE
     return bool(left and right) or not loose.issuperset(left + right)
 
 
