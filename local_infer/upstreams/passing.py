@@ -41,9 +41,10 @@ class Passing:
             self.sofar.take(events)
         else:
             events, self.reason = up_to_error(events)
-            if self.reason:
-                self.told = True
-                events = without_secret(events, secret)
+            self.told = bool(self.reason)
+        if b"error" in events:
+            # Also where an error is glued to half an event, and so is none that could be read.
+            events = without_secret(events, secret)
         if events:
             self.last = events
             if tells_end(events) and len(self.endings) < MAX_ERROR_BYTES:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from local_infer.api.sse import DONE
 from local_infer.model import Ask, Client, Endpoint
 from local_infer.upstreams.passing import Passing
@@ -38,6 +40,12 @@ def test_an_error_is_told_without_the_credential_and_ends_it() -> None:
     one = passing()
     assert one.take(chunk("a") + ERROR + chunk("b"), SECRET) == chunk("a") + ERROR.replace(SECRET, b"[hidden]")
     assert (one.reason, one.told) == ("error in stream", True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_error_that_is_glued_to_half_an_event_has_no_credential_either(resume: bool) -> None:
+    half = chunk("a")[:-9]
+    assert passing(resume=resume).take(half + ERROR, SECRET) == half + ERROR.replace(SECRET, b"[hidden]")
 
 
 def test_an_error_is_kept_back_where_another_may_go_on() -> None:
