@@ -342,7 +342,8 @@ class Gateway:
                 if not sent:
                     note.first_byte_s = self._clock()
                 sent += len(events)
-                before, last = last, events
+                # Of a long run only its end: its room is given back when the next comes.
+                before, last = last, events[-_TAIL_BYTES:]
                 if logged is not None and len(logged) < _LOGGED_BYTES:
                     logged += events
         except asyncio.CancelledError:

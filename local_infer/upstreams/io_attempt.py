@@ -268,24 +268,27 @@ async def _read_some(reply: Reply, limit: int, grown: Callable[[int], None] | No
 async def events_of(begun: Begun, pause_s: float, place: Place) -> Stream:
     """Runs of whole events of a stream up to its end; why it ended before, if it did, is left in `begun.reason`.
 
-    `place` is for events that are long: ApiError 429 when there is no room for one.
+    `place` is for events that are long: ApiError 429 when there is no room for one. Who takes a run holds it to the next.
     """
     reply, splitter = begun.reply, begun.splitter
     assert reply is not None
     assert splitter is not None
-    first = up_to_done(begun.first)
-    if len(first) > UNCOUNTED_BYTES:
-        place.hold(len(first) + splitter.held_bytes)
-    yield first
+    # Not kept for as long as the stream goes on: it may be long.
+    events, begun.first = up_to_done(begun.first), b""
+    given_bytes = len(events)
+    if given_bytes > UNCOUNTED_BYTES:
+        place.hold(given_bytes + splitter.held_bytes)
+    yield events
     reply.wait_at_most(pause_s)
-    begun.ended = ends_with_done(first)
+    begun.ended = ends_with_done(events)
     try:
         while not begun.ended:
             data = await reply.read()
             if not data:
                 return
             events = up_to_done(splitter.feed(data))
-            held_bytes = len(events) + splitter.held_bytes
+            given_bytes = len(events) or given_bytes
+            held_bytes = given_bytes + splitter.held_bytes
             if held_bytes > UNCOUNTED_BYTES or place.counted:
                 place.hold(held_bytes)
             if events:

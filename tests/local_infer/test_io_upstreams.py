@@ -17,10 +17,11 @@ from structlog.testing import capture_logs
 
 from core.config_infer import GatewayLimits
 from core.errors import NearpathError
-from local_infer.api.sse import DONE
+from local_infer.api.sse import DONE, Splitter
 from local_infer.fault import ApiError, Unreachable
 from local_infer.model import Ask, Client, Endpoint, ModelCard, Step
 from local_infer.room import Room
+from local_infer.upstreams.io_attempt import Begun, events_of
 from local_infer.upstreams.io_probing import read_list
 from local_infer.upstreams.io_upstreams import IoUpstreams
 from tests.local_infer.asking_upstreams import CLOCK, asked, config, make_ask, running, text_of, until, whole
@@ -76,6 +77,37 @@ async def test_events_that_do_not_end_take_room_and_without_it_are_refused(begun
             await until(lambda: upstreams._links["a"].in_flight == 0)
         finally:
             await upstreams.close()
+
+
+class Dribble:
+    """A response that gives these pieces, one by one."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = [*pieces]
+
+    def wait_at_most(self, pause_s: float) -> None:
+        pass
+
+    async def read(self) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
+
+async def test_a_long_run_takes_room_until_the_next_and_is_not_kept_longer() -> None:
+    long, short = b"data: " + b"x" * 100_000 + b"\n\n", b"data: y\n\n"
+    room = Room(GatewayLimits())
+    pieces: Any = Dribble(b"data: z", b"\n\n", long, short[:3], short[3:])
+    begun = Begun(200, {}, 0.0, True, None, long, Splitter(), pieces)
+    held = [(len(run), room.held_bytes) async for run in events_of(begun, 1.0, room.answer_place())]
+    assert held == [(len(long), len(long)), (len(short), 0), (len(long), len(long)), (len(short), 0)]
+    assert begun.first == b"", "the first events go with the stream for as long as it lasts"
+
+
+async def test_a_long_run_takes_room_while_half_an_event_comes() -> None:
+    long, room = b"data: " + b"x" * 100_000 + b"\n\n", Room(GatewayLimits())
+    pieces: Any = Dribble(b"data: z")
+    begun = Begun(200, {}, 0.0, True, None, long, Splitter(), pieces)
+    assert [run async for run in events_of(begun, 1.0, room.answer_place())] == [long]
+    assert room.held_bytes == len(long) + len(b"data: z"), "who took it has it still"
 
 
 async def test_a_whole_answer_is_forwarded_byte_for_byte() -> None:
