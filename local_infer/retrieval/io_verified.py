@@ -6,6 +6,7 @@ the same or a similar question agreed with it. Tenants and contexts are apart: a
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -53,8 +54,8 @@ GRAPH_FROM = 2_000
 MOST_ADDED = 1_000
 """So many kept since are looked at one by one, which takes 1.5 ms (CPU); then the index is made anew."""
 
-_KEPT = "kept:"
-"""How the names of kept answers begin among the proofs."""
+_KEPT_RE = re.compile(r"kept:(\d{1,19}):\d+\.\d{3}")
+"""The names of kept answers among the proofs. An entry of a FAQ may begin alike, but ends with a digest of its answer."""
 
 _TOP = 32
 """More than of a FAQ: some of the nearest may be other tenants', which are dropped."""
@@ -76,7 +77,7 @@ class Kept:
     @property
     def entry(self) -> str:
         """The name of what was learned of it; void when the answer is replaced."""
-        return f"{_KEPT}{self.id}:{self.made_s:.3f}"
+        return f"kept:{self.id}:{self.made_s:.3f}"
 
 
 class VerifiedStore:
@@ -163,17 +164,14 @@ class VerifiedStore:
     def learn(self, entry: str, similarity: float, agreement: Agreement) -> None:
         """One more shadow answer of an entry; nothing of a kept one that was dropped since it was looked up."""
         with self._lock:
-            if entry.startswith(_KEPT) and not self._has(entry):
-                return  # nobody would ever drop what is learned of it
+            if (of_kept := _KEPT_RE.fullmatch(entry)) is not None:
+                kept = self.kept.get(int(of_kept[1]))
+                if kept is None or kept.entry != entry:
+                    return  # nobody would ever drop what is learned of it
             proof = self.proofs.get(entry, Proof()).learn(similarity, agreement)
             self.proofs[entry] = proof
             values = (entry, proof.agreed, proof.disagreed, proof.lowest_agreed, proof.highest_disagreed)
             self._db.execute("INSERT OR REPLACE INTO proofs VALUES (?, ?, ?, ?, ?)", values)
-
-    def _has(self, entry: str) -> bool:
-        ident = entry.removeprefix(_KEPT).partition(":")[0]
-        kept = self.kept.get(int(ident)) if ident.isdecimal() else None
-        return kept is not None and kept.entry == entry
 
     def close(self) -> None:
         """Close the file."""

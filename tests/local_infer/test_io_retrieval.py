@@ -243,10 +243,12 @@ def test_nothing_is_learned_of_what_was_dropped_meanwhile(tmp_path: Path) -> Non
         store.learn(f"kept:{number + 1}:{number:.3f}", 1.0, "agrees")
     store.learn("kept:1:0.000", 1.0, "agrees")  # looked up before it was dropped, compared after
     store.learn("kept:2:9.000", 1.0, "agrees")  # another answer has its id now
-    store.learn("an entry of the FAQ", 0.9, "agrees")
+    of_faq = {"an entry of the FAQ:0123456789ab", "kept:1:0123456789ab"}  # their ids are any text
+    for entry in of_faq:
+        store.learn(entry, 0.9, "agrees")
     assert len(store.kept) == 2
-    assert set(store.proofs) == {*(kept.entry for kept in store.kept.values()), "an entry of the FAQ"}
-    assert store._db.execute("SELECT count(*) FROM proofs").fetchone() == (3,)
+    assert set(store.proofs) == {*(kept.entry for kept in store.kept.values()), *of_faq}
+    assert store._db.execute("SELECT count(*) FROM proofs").fetchone() == (4,)
     store.close()
 
 
