@@ -150,6 +150,12 @@ def _fill(plan: Plan, shooter: Shooter, rng: random.Random, one: Target, ours: O
         shutil.rmtree(ours.log.parent, ignore_errors=True)
         print("ended while the stores were being filled: nothing was measured", file=sys.stderr)
         raise typer.Exit(1)
+    died = not one.watched.alive()
+    if filled.bad or died:
+        what = "the gateway died" if died else f"{filled.bad} answers were lost or crossed"
+        print(f"{what} while the stores were being filled, before any fault", *filled.whys, sep="\n", file=sys.stderr)
+        print(f"the gateway said: {ours.log}", file=sys.stderr)
+        raise typer.Exit(1)
     stores = f"not full: {', '.join(filled.left)}" if filled.left else "all stores are full"
     print(f"filled for {filled.seconds:.0f} s: {stores}, {filled.last_mb:.0f} MB", file=sys.stderr, flush=True)
     return filled

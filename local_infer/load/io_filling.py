@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -36,6 +36,9 @@ class Filled:
     ratios: Mapping[str, float]
     broken_off: bool
     """By Ctrl-C."""
+    bad: int = 0
+    """Answers that were lost, or another's; `whys` tells of the first."""
+    whys: Sequence[str] = ()
 
     @property
     def left(self) -> list[str]:
@@ -56,15 +59,22 @@ async def _fill(load: Load, metrics_url: str, watched: Watched) -> Filled:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
         while not task.done():
             await asyncio.wait([task], timeout=_LOOK_EVERY_S)
-            async with session.get(metrics_url) as response:
-                now = full_ratios(await response.text())
+            try:
+                async with session.get(metrics_url) as response:
+                    now = full_ratios(await response.text())
+            except (aiohttp.ClientError, OSError):
+                if not watched.alive():
+                    load.stop()
+                    break
+                continue  # too busy to say; it is asked again
             ratios = {name: max(ratio, ratios.get(name, 0.0)) for name, ratio in now.items()}
             if ratios and min(ratios.values()) >= FULL_RATIO:
                 load.stop()
                 break
     run = await task
     elapsed_s = time.monotonic() - started
-    return Filled(elapsed_s, run.all.count, first_mb, watched.rss_mb(), ratios, load.interrupted)
+    last_mb = watched.rss_mb()
+    return Filled(elapsed_s, run.all.count, first_mb, last_mb, ratios, load.interrupted, run.all.bad, run.whys)
 
 
 def full_ratios(text: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from core.errors import NearpathError
 from core.io_state import hold_state_dir
+from local_infer.load.io_filling import _fill
 from local_infer.load.io_load import Load, Plan, Run
 from local_infer.load.io_processes import Watched, pid_of
 from local_infer.load.io_report import as_json
@@ -61,6 +62,16 @@ async def test_answers_of_others_and_none_are_found() -> None:
         done = await run(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", 0.2)
     assert set(done.all.outcomes) == {"lost"}
     assert "ClientConnectorError" in done.whys[0]
+
+
+async def test_what_goes_wrong_while_stores_are_filled_is_told(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    async with MockUpstream(always=Reply(text="the same")) as wrong:
+        load = Load(Plan(wrong.url, KEY, 0.2, 0.0, 4), Shooter("faq", "bench", rng), rng, None, lambda _run, _s: None)
+        filled = await _fill(load, f"unix:{tmp_path}", Watched(os.getpid()))  # that says nothing of its stores
+    assert filled.bad > 0
+    assert filled.whys[0].startswith("crossed faq")
+    assert (filled.ratios, filled.broken_off) == ({}, False)
 
 
 def test_a_run_that_starts_all_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
