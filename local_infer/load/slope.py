@@ -27,6 +27,8 @@ _BLOCKS = 20
 _FEWEST_BLOCKS = 8
 _CHANCE_Z = 2.326
 """The normal distribution's 99%: one flat run in a hundred is taken for one that grows."""
+_PAGE_MB = 4096 / (1 << 20)
+"""Memory is told in pages. Less than one an hour is what floating-point numbers make of memory that never changes."""
 _LEAST_FREEDOM = 2.0
 """Degrees of freedom that are left to residuals however much alike they are: 7 times their error is no chance. With fewer,
 leaks are missed (24 times, with one), and no fewer flat runs are taken for leaks, even where memory walks at random (6%).
@@ -44,7 +46,7 @@ class Slope:
     @property
     def grows(self) -> bool:
         """Whether memory grows by more than chance. What shrinks is no leak."""
-        return self.mb_per_hour > self.chance_mb_per_hour
+        return self.mb_per_hour > max(self.chance_mb_per_hour, _PAGE_MB)
 
 
 def fit_slope(samples: Sequence[tuple[float, float]], from_s: float = 0.0, round_s: float = 0.0) -> Slope | None:

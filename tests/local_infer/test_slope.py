@@ -36,6 +36,14 @@ def test_a_leak_is_found_and_what_is_flat_is_not() -> None:
     assert not slope_of(150 - HOUR / 360 + noise).grows, "what shrinks is no leak"
 
 
+@pytest.mark.parametrize("mb", [100.0, 150.3, 201.7])
+def test_what_never_changes_does_not_grow(mb: float) -> None:
+    assert not slope_of(np.full(HOUR.size, mb)).grows
+    found = fit_slope([(float(s), mb) for s in range(0, 3600, 5)])
+    assert found is not None
+    assert not found.grows
+
+
 def test_by_hand() -> None:
     # Residuals of the line are +-1, -1 beside +1: no autocorrelation above zero, so eight values count for eight.
     at_s = np.arange(8) * 450.0
