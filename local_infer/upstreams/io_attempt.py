@@ -265,6 +265,14 @@ async def _read_some(reply: Reply, limit: int, grown: Callable[[int], None] | No
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def hold_first(begun: Begun, place: Place) -> None:
+    """Room for the first events of a stream, until they are taken; ApiError 429 when there is none."""
+    assert begun.splitter is not None
+    held_bytes = len(begun.first) + begun.splitter.held_bytes
+    if held_bytes > UNCOUNTED_BYTES:
+        place.hold(held_bytes)
+
+
 async def events_of(begun: Begun, pause_s: float, place: Place) -> Stream:
     """Runs of whole events of a stream up to its end; why it ended before, if it did, is left in `begun.reason`.
 
@@ -273,11 +281,10 @@ async def events_of(begun: Begun, pause_s: float, place: Place) -> Stream:
     reply, splitter = begun.reply, begun.splitter
     assert reply is not None
     assert splitter is not None
+    hold_first(begun, place)
     # Not kept for as long as the stream goes on: it may be long.
     events, begun.first = up_to_done(begun.first), b""
     given_bytes = len(events)
-    if given_bytes > UNCOUNTED_BYTES:
-        place.hold(given_bytes + splitter.held_bytes)
     yield events
     reply.wait_at_most(pause_s)
     begun.ended = ends_with_done(events)

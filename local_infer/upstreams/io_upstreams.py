@@ -26,7 +26,7 @@ from local_infer.room import Room
 from local_infer.telemetry.call import Call, begin_call
 from local_infer.upstreams.attempt import Failure, body_for, lane_of
 from local_infer.upstreams.circuit import HEDGE_WINDOW_S, RETRY_FLOOR, RETRY_WINDOW_S, Budget, Ticket, hedge_after_s
-from local_infer.upstreams.io_attempt import AttemptFailed, Begun, Broken, Reply, begin, events_of
+from local_infer.upstreams.io_attempt import AttemptFailed, Begun, Broken, Reply, begin, events_of, hold_first
 from local_infer.upstreams.io_probing import Link, Probing, open_link
 from local_infer.upstreams.member import Lane, Member
 from local_infer.upstreams.passing import Passing
@@ -393,6 +393,9 @@ class IoUpstreams:
         """The events of a stream as they come; what to do when it is cut is in docs/local_infer-design.md, Upstreams."""
         passing, place = relay.passing, self._room.answer_place()
         try:
+            if relay.held is not None:
+                # Before the client is told that there is an answer: later nobody could tell it 429.
+                hold_first(relay.held.begun, place)
             yield b""  # taken by `ask`, see there
             while (held := relay.held) is not None and not relay.over:
                 secret = held.link.secret

@@ -79,6 +79,21 @@ async def test_events_that_do_not_end_take_room_and_without_it_are_refused(begun
             await upstreams.close()
 
 
+async def test_a_long_first_event_has_its_room_before_the_client_is_told_of_an_answer() -> None:
+    long = b'data: {"choices":[{"index":0,"delta":{"content":"' + b"x" * 200_000 + b'"}}]}\n\n'
+    async with MockUpstream(Reply(events=[long], stall_after=1)) as one:
+        room = Room(GatewayLimits())
+        upstreams = await IoUpstreams.start(config({"a": one}), CLOCK.now, Random(7), CollectorRegistry(), room)
+        try:
+            answer = await asked(upstreams, make_ask(stream=True))
+            assert room.held_bytes == len(long)
+            assert not isinstance(answer.body, bytes)
+            await answer.body.aclose()
+            assert room.held_bytes == upstreams._links["a"].in_flight == 0, "given back also when nobody reads it"
+        finally:
+            await upstreams.close()
+
+
 class Dribble:
     """A response that gives these pieces, one by one."""
 
